@@ -23,6 +23,7 @@ AXES: Final[dict[str, str]] = {
     "measure": "one scalar followed through training",
     "phase": "one stretch of training between two change points",
     "boundary": "one change point",
+    "burst": "one stretch of training in which a representation moves fastest",
     "frequency": "one Fourier frequency",
     "scale": "one window length or lag",
     "time": "one step of a time series",

@@ -46,10 +46,18 @@ class Rows(Protocol):
     """Anything with a shape and a dtype whose rows can be read by slice: a numpy array or a stored array."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis; rows first."""
+        ...
+
     @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Kind of number."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Read a run of rows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ class Backend:
             raise ConfigurationError("a backend is an address or local processes, not both. Leave one out.")
 
 
-_BACKEND: ContextVar[Backend] = ContextVar("mechint_backend", default=Backend())
+_BACKEND: ContextVar[Backend] = ContextVar("mechint_backend", default=Backend())  # noqa: B039 - frozen
 _CLIENT: ContextVar[Any] = ContextVar("mechint_dask_client", default=None)
 
 

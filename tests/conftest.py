@@ -1,15 +1,24 @@
 """Fixtures of the whole suite."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-# Before anything imports prefect or mlflow: no telemetry, and no look-up of any outside host.
+# Before anything imports prefect or mlflow: no telemetry, no look-up of any outside host, and a Prefect home of our own.
+_HOME = tempfile.TemporaryDirectory(prefix="mechint-tests-", ignore_cleanup_errors=True)
 os.environ.update(
     DO_NOT_TRACK="1",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     MLFLOW_DISABLE_TELEMETRY="true",
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
+    MLFLOW_LOGGING_LEVEL="WARNING",
+    PREFECT_HOME=f"{_HOME.name}/prefect",
+    MECHINT_HOME=_HOME.name,
+    PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL",
+    MPLBACKEND="agg",
 )
-os.environ.setdefault("MPLBACKEND", "agg")
+for _name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MECHINT_STORE"):
+    os.environ.pop(_name, None)
 
 import hypothesis
 import numpy as np
@@ -24,3 +33,27 @@ hypothesis.settings.load_profile("mechint")
 @pytest.fixture
 def rng() -> np.random.Generator:
     return generator(0, "test")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A data folder of the test's own."""
+    from tasks.settings import settings
+
+    monkeypatch.setenv("MECHINT_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """One Prefect server for the session: started on a free port, stopped at the end."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.services import free_port, server_process, wait_for
+
+    with server_process(free_port()) as url:
+        wait_for(url)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url

@@ -41,7 +41,7 @@ def estimate(
     value: float,
     *,
     bootstrap: Float[np.ndarray, "draw"] | None = None,
-    null: Float[np.ndarray, "draw"] | None = None,
+    null: Float[np.ndarray, "_"] | None = None,  # as many draws as it likes: it need not match the bootstrap
     tail: Tail = "greater",
     level: float = 0.95,
 ) -> Estimate:

@@ -1,0 +1,4 @@
+from mechint_core.report.citations import bibtex as bibtex, cite as cite
+from mechint_core.report.figures import draw as draw, render_svg as render_svg
+from mechint_core.report.markdown import to_markdown as to_markdown
+from mechint_core.report.page import Finding as Finding, RunSummary as RunSummary, write_report as write_report

@@ -54,5 +54,5 @@ class StoredResult:
     figures: tuple[Mapping[str, Any], ...]
     """As made by `mechint_core.figure.declare`."""
     provenance: Mapping[str, Any]
-    """version (of the technique), seed, inputs {argument: digest}, package, commit, cache_key, digest, made_at, seconds."""
+    """version (of the technique), inputs {argument: digest}, package, commit, cache_key, digest, made_at, seconds."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -1,0 +1,65 @@
+# Two commands are enough: `make demo` sets everything up and runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow bench check lint types layers format ui clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.run  ## train a network that groks, analyse every checkpoint, write the report
+	$(BIN)/mechint demo
+
+test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
+	$(PYTEST) -m "not slow and not oracle and not benchmark"
+
+test-slow: $(VENV)/.oracle  ## the slow tests, and comparisons with other implementations
+	$(PYTEST) -m "(slow or oracle) and not benchmark"
+
+bench: $(VENV)/.oracle  ## ratios to peers and floors, on a quiet machine; writes docs/reference/benchmarks.md
+	OMP_NUM_THREADS=1 $(PYTEST) -m benchmark tests/benchmarks
+
+check: lint types layers test  ## everything a change must pass
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell mechint_core tasks flows tests docs deployments *.md
+
+types: $(VENV)/.test
+	$(BIN)/basedpyright
+
+layers: $(VENV)/.test
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ui: $(VENV)/.run  ## the Prefect and MLflow pages, on this machine only
+	$(BIN)/mechint ui
+
+clean:  ## remove the environment, caches and the data folder
+	rm -rf $(VENV) mechint-data .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/.oracle: $(VENV)/.test
+	$(PIP) --editable '.[test,lint,oracle]'
+	@touch $@

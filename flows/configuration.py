@@ -1,0 +1,241 @@
+"""A training run and what to ask of it, in one file that a person writes.
+
+Every problem in the file is found at once and said in the file's own words, before anything runs.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mechint_core.errors import ConfigurationError
+from mechint_core.features import SparseAutoencoderConfig
+from tasks._technique import Technique, from_json
+from tasks.catalogue import TECHNIQUES
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Steps = list[int | Literal["first", "last"]]
+
+
+class Section(BaseModel):
+    """Base of all sections: a misspelt key is a problem, not a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """Who builds the network."""
+
+    factory: Factory
+    """`package.module:function` that returns a torch.nn.Module."""
+    arguments: dict[str, Any] = {}
+
+
+class DatasetSection(Section):
+    """Where inputs and labels come from: a function that returns named arrays, or an .npz file."""
+
+    factory: Factory | None = None
+    arguments: dict[str, Any] = {}
+    path: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.factory is None) == (self.path is None):
+            raise ValueError("must have either `factory` or `path`")
+        return self
+
+
+class CollectSection(Section):
+    """What to record."""
+
+    dataset: Name
+    inputs: list[str] | dict[str, str]
+    """Fields passed to the model in this order; or field: keyword of its forward."""
+    sites: Annotated[list[str], Field(min_length=1)]
+    """Module names; `*` and `?` match."""
+    batch_size: Annotated[int, Field(ge=1)] = 1024
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = "auto"
+
+
+class AnalysisSection(Section):
+    """One technique, where to apply it, and what else it is given."""
+
+    technique: str
+    sites: list[str] = ["*"]
+    """Recorded sites; `*` matches; `site@position` takes one position of a sequence."""
+    inputs: dict[str, str | list[str]] = {}
+    """Parameter: `dataset.field`, or a list of stored numbers `technique/name:scalar` over the checkpoints."""
+    config: dict[str, Any] = {}
+    steps: Steps | None = None
+    """Checkpoints to apply it to; all, if left out."""
+    name: Name | None = None
+    """Tells two analyses with the same technique and sites apart."""
+
+    @field_validator("technique")
+    @classmethod
+    def _known(cls, technique: str) -> str:
+        if technique not in TECHNIQUES:
+            raise ValueError(f"{technique!r} is not a technique{_nearest(technique, TECHNIQUES)}")
+        return technique
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        technique = TECHNIQUES[self.technique]
+        if any(each.shape == "dictionary" for each in technique.parameters):
+            raise ValueError(f"{self.technique} is applied to every dictionary of `dictionaries`; leave it out here")
+        known = {each.name for each in technique.parameters}
+        for name in self.inputs.keys() - known:
+            raise ValueError(f"{self.technique} has no input {name!r}{_nearest(name, known)}")
+        _check_options(self.technique, technique.config, self.config)
+        return self
+
+    @property
+    def of(self) -> Technique:
+        """The technique."""
+        return TECHNIQUES[self.technique]
+
+    def options(self) -> Any:
+        """Return the technique's frozen config."""
+        return from_json(TECHNIQUES[self.technique].config, self.config)
+
+
+class DictionarySection(Section):
+    """A sparse dictionary to train."""
+
+    site: str
+    steps: Steps = ["last"]
+    config: dict[str, Any] = {}
+    name: Name = "default"
+    """Tells two dictionaries of one site apart."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_options("dictionary", SparseAutoencoderConfig, self.config)
+        return self
+
+    def options(self) -> SparseAutoencoderConfig:
+        """Return the dictionary's frozen config."""
+        return from_json(SparseAutoencoderConfig, self.config)
+
+
+class RunSection(Section):
+    """The whole file."""
+
+    run: Name
+    title: str = ""
+    model: ModelSection
+    checkpoints: Path
+    """The folder of checkpoints: .safetensors, or weights that torch.load can read safely."""
+    datasets: dict[Name, DatasetSection]
+    collect: CollectSection
+    analyses: list[AnalysisSection] = []
+    dictionaries: list[DictionarySection] = []
+    findings: Factory | None = None
+    """`package.module:function` that opens the report with its own conclusions: StoredResults in, Findings out."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        problems = list(self._disagreements())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _disagreements(self) -> list[str]:
+        found: list[str] = []
+        if self.collect.dataset not in self.datasets:
+            found.append(f"collect.dataset {self.collect.dataset!r} is not in datasets ({', '.join(self.datasets)})")
+        for index, analysis in enumerate(self.analyses):
+            for parameter, source in analysis.inputs.items():
+                if isinstance(source, str) and source.partition(".")[0] not in self.datasets:
+                    found.append(
+                        f"analyses.{index}.inputs.{parameter}: {source!r} must be `dataset.field`; "
+                        f"the datasets are {', '.join(self.datasets)}"
+                    )
+        seen: set[tuple[str, str | None, str]] = set()
+        for index, analysis in enumerate(self.analyses):
+            same = (analysis.technique, analysis.name, str(sorted(analysis.sites)))
+            if same in seen:
+                found.append(f"analyses.{index}: {analysis.technique} on these sites is there twice; give one a `name`")
+            seen.add(same)
+        return found
+
+
+def configuration(given: RunSection | Path | str) -> RunSection:
+    """Return a checked configuration: the one given, or the one in the file given."""
+    return given if isinstance(given, RunSection) else load_configuration(Path(given))
+
+
+def load_configuration(path: Path) -> RunSection:
+    """Read a configuration file.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read, or has problems: all of them, each with its place.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as problem:
+        raise ConfigurationError(f"the configuration {path} cannot be read: {problem.strerror}.") from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ConfigurationError(f"the configuration {path} is not YAML: {problem}") from problem
+    return parse_configuration(content, source=str(path), folder=path.resolve().parent)
+
+
+def parse_configuration(content: Any, *, source: str, folder: Path) -> RunSection:
+    """Check `content`; paths in it are relative to `folder`."""
+    if not isinstance(content, Mapping):
+        raise ConfigurationError(f"{source} must hold sections (run, model, checkpoints, ...). Got {content!r:.80}.")
+    try:
+        config = RunSection.model_validate(content)
+    except ValidationError as error:
+        problems = [_in_words(each) for each in error.errors()]
+        raise ConfigurationError(
+            f"{source} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
+            + "\n".join(f"  - {p}" for p in problems)
+        ) from None
+    return config.model_copy(update={"checkpoints": folder / config.checkpoints, "datasets": _located(config, folder)})
+
+
+def _check_options(name: str, config: type[Any], given: Mapping[str, Any]) -> None:
+    """Raise ValueError, which pydantic collects, if `given` does not make a `config`."""
+    options = inspect.signature(config).parameters
+    for option in given.keys() - options.keys():
+        raise ValueError(f"{name} has no option {option!r}{_nearest(option, options)}")
+    try:
+        from_json(config, given)
+    except (ConfigurationError, TypeError) as problem:
+        raise ValueError(f"{name}: {problem}") from problem
+
+
+def _located(config: RunSection, folder: Path) -> dict[str, DatasetSection]:
+    return {
+        name: each.model_copy(update={"path": folder / each.path}) if each.path else each
+        for name, each in config.datasets.items()
+    }
+
+
+def _in_words(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part != "function-after") or "the file"
+    kind, given = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return f"{place}: there is no such key"
+    if kind == "missing":
+        return f"{place}: is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch" and "factory" in place:
+        message = "must be `package.module:function`"
+    elif kind == "string_pattern_mismatch":
+        message = "must be letters, digits, dots, dashes and underscores"
+    return f"{place}: {message}" + (f" (got {given!r:.60})" if isinstance(given, str | int | float) else "")
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"

@@ -1,0 +1,173 @@
+"""The demonstration: train a transformer that groks, monitor it, and say what was found.
+
+Nothing about the answer is written here: `findings` reads stored results, and states each conclusion with the Estimate
+it rests on, also when that Estimate does not support it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from prefect import flow, task
+
+from flows.configuration import RunSection, parse_configuration
+from flows.monitor_training import Monitored, monitor_training
+from flows.progress import stage
+from mechint_core.report import Finding
+from mechint_core.store import StoredResult
+from mechint_core.synthetic.modular_addition import ModularAdditionConfig, train
+from tasks.settings import settings
+
+CONFIGURATION = Path(__file__).with_suffix(".yaml")
+
+
+@flow(name="grokking", validate_parameters=False)
+def grokking(seed: int = 0) -> Monitored:
+    """Train the network unless it is trained already, then analyse every checkpoint."""
+    config = demonstration(seed)
+    train_network(seed, config.checkpoints)
+    return monitor_training(config)
+
+
+@task(name="train-network", persist_result=False)
+def train_network(seed: int, folder: Path) -> None:
+    """Train the network into `folder`; a finished run is left as it is, a stopped one continues."""
+    training = ModularAdditionConfig(seed=seed)
+    with stage("training", training.epochs) as advance:
+        at = 0
+
+        def show(step: int, measures: Mapping[str, float]) -> None:
+            nonlocal at
+            advance(f"test accuracy {measures['test_accuracy']:.0%}", step - at)
+            at = step
+
+        train(training, folder, on_progress=show)
+
+
+def demonstration(seed: int = 0) -> RunSection:
+    """Return the demonstration's configuration, with its checkpoints below the data folder."""
+    content = yaml.safe_load(CONFIGURATION.read_text())
+    content["model"]["arguments"] = {"seed": seed}
+    for dataset in content["datasets"].values():
+        dataset["arguments"] = {"seed": seed}
+    if seed:
+        content["run"] = f"grokking-{seed}"
+        content["checkpoints"] = f"checkpoints/grokking-{seed}"
+    return parse_configuration(content, source=str(CONFIGURATION), folder=settings().root)
+
+
+def findings(results: Sequence[StoredResult]) -> list[Finding]:
+    """Say what was found, and how sure it is; a conclusion whose results are missing is left out."""
+    by_name = _ByName(results)
+    made = (_order(by_name), _hidden_progress(by_name), _frequencies(by_name), _circle(by_name))
+    return [each for each in (*made, _drift(by_name), _flow_of_the_answer(by_name)) if each is not None]
+
+
+class _ByName:
+    """Stored results by technique and name: over the checkpoints, or over all of training."""
+
+    def __init__(self, results: Sequence[StoredResult]) -> None:
+        self._results = {(each.key.technique, each.key.name, each.key.step): each for each in results}
+
+    def through_training(self, technique: str, name: str) -> list[StoredResult]:
+        """Return a technique's results at one site, in order of steps."""
+        steps = sorted(s for t, n, s in self._results if (t, n) == (technique, name) and s is not None)
+        return [self._results[technique, name, step] for step in steps]
+
+    def overall(self, technique: str, name: str) -> StoredResult | None:
+        """Return a technique's result over all checkpoints."""
+        return self._results.get((technique, name, None))
+
+    def first_step(self, technique: str, name: str, scalar: str, reached: Callable[[float], bool]) -> int | None:
+        """Return the first checkpoint at which an estimate has `reached` something, and stays there."""
+        found: int | None = None
+        for result in self.through_training(technique, name):
+            if not reached(result.estimates[scalar].value):
+                found = None
+            elif found is None:
+                found = result.key.step
+        return found
+
+
+def _order(results: _ByName) -> Finding | None:
+    """State whether the network memorised before it generalised."""
+    memorised = results.first_step("progress_measures", "unembed", "train_accuracy", lambda x: x >= 0.99)
+    generalised = results.first_step("progress_measures", "unembed", "test_accuracy", lambda x: x >= 0.9)
+    phases = results.overall("phases", "measures")
+    if memorised is None or generalised is None or phases is None:
+        return None
+    order = "first, and generalises later" if memorised < generalised else "and generalises at the same time"
+    sentence = (
+        f"The network memorises {order}: training accuracy is above 99 % from step {memorised} on, "
+        f"test accuracy above 90 % from step {generalised} on. {phases.reading}"
+    )
+    return Finding("It memorises, then it groks", sentence, phases.estimates["explained"], "phases")
+
+
+def _hidden_progress(results: _ByName) -> Finding | None:
+    """State when the circuit formed, against when it showed."""
+    needed = results.first_step("progress_measures", "unembed", "excluded_loss", lambda x: x > 1)
+    suffices = results.first_step("progress_measures", "unembed", "restricted_loss", lambda x: x < 0.1)
+    shown = results.first_step("progress_measures", "unembed", "test_accuracy", lambda x: x >= 0.9)
+    last = results.through_training("progress_measures", "unembed")
+    if needed is None or suffices is None or shown is None:
+        return None
+    before = "before" if max(needed, suffices) < shown else "not before"
+    sentence = (
+        f"The circuit forms {before} test accuracy shows it: without the key frequencies the training pairs are lost "
+        f"(excluded loss above 1 nat) from step {needed} on, and the key frequencies alone solve all pairs (restricted "
+        f"loss below 0.1) from step {suffices} on, while test accuracy passes 90 % at step {shown}."
+    )
+    return Finding("Progress before it is visible", sentence, last[-1].estimates["excluded_loss"], "progress_measures")
+
+
+def _frequencies(results: _ByName) -> Finding | None:
+    """Name the key frequencies of the embedding at the last checkpoint, against the first."""
+    spectra = results.through_training("fourier_components", "embed.a")
+    if len(spectra) < 2:
+        return None
+    first, last = spectra[0], spectra[-1]
+    sentence = (
+        f"{last.reading} At step {first.key.step} {first.flags['n_key']:.0f} frequencies stood out, "
+        f"with a Gini coefficient of {first.estimates['gini'].value:.2f}."
+    )
+    return Finding("A few frequencies carry the numbers", sentence, last.estimates["gini"], "fourier_components")
+
+
+def _circle(results: _ByName) -> Finding | None:
+    """Compare the longest loop of the answers' representation at the last checkpoint and in the untrained network."""
+    clouds = results.through_training("persistent_homology", "residual")
+    if len(clouds) < 2:
+        return None
+    first, last = clouds[0], clouds[-1]
+    sentence = f"After training: {last.reading} Untrained: {first.reading}"
+    return Finding("The answers lie on a circle", sentence, last.estimates["longest_h1"], "persistent_homology")
+
+
+def _drift(results: _ByName) -> Finding | None:
+    """State where the representation moves most, against the stretch between memorising and generalising."""
+    drift = results.overall("representational_drift", "residual")
+    memorised = results.first_step("progress_measures", "unembed", "train_accuracy", lambda x: x >= 0.99)
+    generalised = results.first_step("progress_measures", "unembed", "test_accuracy", lambda x: x >= 0.99)
+    if drift is None or memorised is None or generalised is None:
+        return None
+    sentence = (
+        f"{drift.reading} Between memorising (step {memorised}) and generalising (step {generalised}) lies "
+        f"{_share_between(drift, memorised, generalised):.0%} of all drift."
+    )
+    title = "The representation moves most at the transition"
+    return Finding(title, sentence, drift.estimates["peak_share"], "representational_drift")
+
+
+def _share_between(drift: StoredResult, start: int, end: int) -> float:
+    step, moved = drift.arrays["step"], drift.arrays["drift"]
+    return float(moved[(step > start) & (step <= end)].sum() / moved.sum())
+
+
+def _flow_of_the_answer(results: _ByName) -> Finding | None:
+    """Name the sites through which the changed number reaches the answer."""
+    patched = results.through_training("patch_sites", "model")
+    if not patched:
+        return None
+    last = patched[-1]
+    return Finding("Where the answer flows", last.reading, last.estimates["strongest"], "patch_sites")

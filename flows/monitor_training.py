@@ -1,0 +1,110 @@
+"""How do representations evolve through training? Incremental: a new checkpoint costs only its own work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
+
+from flows.collect_activations import RUNNER, record
+from flows.configuration import RunSection, configuration
+from flows.plan import Plan, make_plan
+from flows.progress import stage
+from flows.report import compose_report
+from mechint_core.errors import MechintError
+from tasks._report import publish_link
+from tasks.catalogue import TECHNIQUES
+from tasks.features import DictionaryWork, train_dictionary
+from tasks.publish import publish
+from tasks.references import Done, Work
+from tasks.settings import settings
+
+
+class AnalysisError(MechintError, RuntimeError):
+    """Some analyses failed; the others are stored, and the message lists the failures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Monitored:
+    """What one pass over a training run did, and where its results are."""
+
+    n_collected: int
+    """Arrays of activations recorded now."""
+    n_analysed: int
+    """Results computed now."""
+    n_results: int
+    """Results in all."""
+    report: Path
+    mlflow_run: str
+
+
+@flow(name="monitor-training", task_runner=RUNNER, validate_parameters=False)
+def monitor_training(config: RunSection | Path) -> Monitored:
+    """Collect and analyse what is new in a training run, publish it, and write its report.
+
+    Raises
+    ------
+    AnalysisError
+        If analyses failed. Everything else was done first, and is stored, published and in the report.
+    """
+    started = datetime.now(UTC)
+    plan = make_plan(configuration(config), settings().store_location)
+    n_collected = record(plan)
+    failures: list[str] = []
+    n_analysed = analyse(plan, failures)
+    published = publish(plan.store, plan.config.run, _parameters(plan), _digests(plan), str(flow_run.get_id() or ""))
+    publish_link("mlflow-run", published.url, "this analysis in MLflow (mechint ui)")
+    report = compose_report(plan, published, started=started)
+    if failures:
+        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+    return Monitored(n_collected, n_analysed, published.n_results, report, published.run_id)
+
+
+def analyse(plan: Plan, failures: list[str]) -> int:
+    """Do the pending work of every kind, in the order in which one needs the other; return how much there was."""
+    by_checkpoint = [work for checkpoint in plan.checkpoints for work in plan.of_checkpoint(checkpoint)]
+    n_done = run_pending("checkpoints", by_checkpoint, failures)
+    n_done += run_pending("training", plan.over_sites(), failures)
+    n_done += run_pending("dictionaries", plan.dictionaries(), failures)
+    n_done += run_pending("evaluations", plan.dictionary_evaluations(), failures)
+    if not failures:
+        n_done += run_pending("phases", plan.over_measures(), failures)
+    return n_done
+
+
+def run_pending(name: str, work: Sequence[Work | DictionaryWork], failures: list[str]) -> int:
+    """Submit what the store does not hold; gather failures, so that one bad analysis does not cost the others."""
+    todo = [each for each in work if not each.is_done()]
+    with stage(name, len(todo)) as advance:
+        submitted = {_submit(each): each for each in todo}
+        for future in as_completed(list(submitted)):
+            each = submitted[future]
+            place = f"{each.technique} {each.label}" + ("" if each.step is None else f" @{each.step}")
+            advance(place)
+            if not future.state.is_completed():
+                failures.append(f"{place}: {future.state.message}")
+    return len(todo)
+
+
+def _submit(work: Work | DictionaryWork) -> PrefectFuture[Done]:
+    if isinstance(work, DictionaryWork):
+        return train_dictionary.submit(work)
+    return TECHNIQUES[work.technique].submit(work)
+
+
+def _parameters(plan: Plan) -> dict[str, str]:
+    return {
+        "model": plan.config.model.factory,
+        "checkpoints": str(plan.config.checkpoints),
+        "sites": ", ".join(plan.sites),
+        "dataset": plan.config.collect.dataset,
+        "n_samples": str(plan.n_samples),
+        "techniques": ", ".join(plan.outline()),
+    }
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    return {f"{name}.{field}": each.digest for name, fields in plan.fields.items() for field, each in fields.items()}

@@ -1,0 +1,411 @@
+"""From a configuration to the list of what is to be done: which activations, which techniques, on what.
+
+A technique's parameters decide where it is applied, so that no technique needs a rule of its own:
+
+    unbound parameters      applied to                              stored under
+    one array               each site of each checkpoint            STEP/technique/site
+    two arrays              each pair of sites of each checkpoint   STEP/technique/site~site
+    a model only            each checkpoint                         STEP/technique/model
+    a sequence of arrays    each site, over all checkpoints         all/technique/site
+    a table of measures     once, over all checkpoints              all/technique/measures
+
+`step` is bound to the checkpoints' steps; the rest is bound by the analysis's `inputs`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.configuration import AnalysisSection, DatasetSection, RunSection, Steps
+from mechint_core.errors import ConfigurationError, NotFoundError
+from mechint_core.models import (
+    checkpoint_digest,
+    list_checkpoints,
+    load_factory,
+    load_model,
+    match_sites,
+    record_activations,
+)
+from mechint_core.store import ActivationStore, ResultKey
+from tasks._technique import Parameter, as_json
+from tasks.catalogue import TECHNIQUES
+from tasks.collection import CollectionWork
+from tasks.features import DictionaryWork
+from tasks.references import ArrayReference, ArraySequence, DictionaryReference, Input, Literals, ModelReference, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One saved step of the training run."""
+
+    step: int
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A configuration with everything outside it looked up: checkpoints, data sets, the shape of every site."""
+
+    config: RunSection
+    store: str
+    checkpoints: tuple[Checkpoint, ...]
+    fields: Mapping[str, Mapping[str, ArrayReference]]
+    """Data set -> field -> its committed array."""
+    sites: Mapping[str, tuple[int, ...]]
+    """Recorded site -> shape of one sample's activation."""
+    n_samples: int
+
+    @property
+    def steps(self) -> list[int]:
+        """The checkpoints' steps, in order."""
+        return [each.step for each in self.checkpoints]
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of one checkpoint's recorded activations."""
+        width = {"float32": 4}.get(self.config.collect.dtype, 2)
+        return sum(int(np.prod(shape)) for shape in self.sites.values()) * self.n_samples * width
+
+    def model(self, checkpoint: Checkpoint) -> ModelReference:
+        """Name the model of one checkpoint."""
+        section = self.config.model
+        return ModelReference(
+            factory=section.factory,
+            arguments=section.arguments,
+            checkpoint=str(checkpoint.path),
+            digest=checkpoint.digest,
+            device=self.config.collect.device,
+        )
+
+    def collection(self) -> list[CollectionWork]:
+        """List the collection of every checkpoint, done or not."""
+        section = self.config.collect
+        fields = self.fields[section.dataset]
+        keywords = section.inputs if isinstance(section.inputs, dict) else {name: "" for name in section.inputs}
+        return [
+            CollectionWork(
+                model=self.model(checkpoint),
+                inputs={name: fields[name] for name in keywords},
+                keywords=keywords,
+                sites=list(self.sites),
+                store=self.store,
+                run=self.config.run,
+                step=checkpoint.step,
+                batch_size=section.batch_size,
+                dtype=section.dtype,
+            )
+            for checkpoint in self.checkpoints
+        ]
+
+    def of_checkpoint(self, checkpoint: Checkpoint) -> list[Work]:
+        """List the techniques' work on one checkpoint whose activations are committed."""
+        return [
+            work
+            for analysis in self.config.analyses
+            if not _is_over_training(analysis) and checkpoint.step in _chosen(analysis.steps, self.steps)
+            for work in _checkpoint_work(self, analysis, checkpoint)
+        ]
+
+    def over_sites(self) -> list[Work]:
+        """List the work that follows each site through training."""
+        return [
+            work
+            for analysis in self.config.analyses
+            if _is_over_training(analysis) and not _is_of_measures(analysis)
+            for work in _sequence_work(self, analysis)
+        ]
+
+    def over_measures(self) -> list[Work]:
+        """List the work on tables of stored numbers; those numbers must be there."""
+        return [_measure_work(self, analysis) for analysis in self.config.analyses if _is_of_measures(analysis)]
+
+    def dictionaries(self) -> list[DictionaryWork]:
+        """List the dictionaries to train."""
+        return [
+            DictionaryWork(
+                activations=_array(self, checkpoint, label),
+                config=as_json(dataclasses.asdict(section.options())),
+                name=section.name,
+            )
+            for section in self.config.dictionaries
+            for checkpoint in self.checkpoints
+            if checkpoint.step in _chosen(section.steps, self.steps)
+            for label in _labels(self, [section.site], "dictionaries")
+        ]
+
+    def dictionary_evaluations(self) -> list[Work]:
+        """List the evaluation of every trained dictionary on the activations it was trained on."""
+        return [self._evaluation(work) for work in self.dictionaries() if work.is_done()]
+
+    def _evaluation(self, trained: DictionaryWork) -> Work:
+        technique = TECHNIQUES["evaluate_dictionary"]
+        stored = ActivationStore(self.store).dictionary(
+            trained.run, trained.step, trained.activations.site, trained.label
+        )
+        dictionary = DictionaryReference(
+            store=self.store,
+            run=trained.run,
+            step=trained.step,
+            site=trained.activations.site,
+            name=trained.label,
+            digest=stored.digest,
+        )
+        inputs: dict[str, Input] = {"activations": trained.activations, "dictionary": dictionary}
+        return technique.work(
+            inputs, technique.config(), store=self.store, run=trained.run, name=trained.label, step=trained.step
+        )
+
+    def outline(self) -> dict[str, int]:
+        """Count the calls of each technique, without looking at any activation."""
+        counts: dict[str, int] = {}
+        for analysis in self.config.analyses:
+            labels = len(_labels(self, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
+            if _is_of_measures(analysis):
+                n = 1
+            elif _is_over_training(analysis):
+                n = labels
+            else:
+                pairs = labels * (labels - 1) // 2 if len(_unbound(analysis)) == 2 else labels
+                n = pairs * len(_chosen(analysis.steps, self.steps))
+            counts[analysis.technique] = counts.get(analysis.technique, 0) + n
+        return counts
+
+
+def make_plan(config: RunSection, store_location: str) -> Plan:
+    """Look up what the configuration names, and commit its data sets to the store.
+
+    Raises
+    ------
+    ConfigurationError
+        With every problem found: a factory that cannot be called, fields that do not exist, sites without a
+        position where one is needed, a checkpoint folder without checkpoints.
+    """
+    checkpoints = tuple(
+        Checkpoint(each.step, each.path, checkpoint_digest(each.path)) for each in list_checkpoints(config.checkpoints)
+    )
+    store = ActivationStore(store_location)
+    arrays = {name: load_dataset(name, section) for name, section in config.datasets.items()}
+    fields = {name: _committed(store, name, each) for name, each in arrays.items()}
+    problems = list(_field_problems(config, fields))
+    if problems:
+        raise ConfigurationError("the configuration has problems:\n" + "\n".join(f"  - {each}" for each in problems))
+    sample = arrays[config.collect.dataset]
+    plan = Plan(
+        config=config,
+        store=store_location,
+        checkpoints=checkpoints,
+        fields=fields,
+        sites=_site_shapes(config, checkpoints[0], sample),
+        n_samples=len(next(iter(sample.values()))),
+    )
+    plan.outline()  # names every site that matches nothing, before anything runs
+    return plan
+
+
+def load_dataset(name: str, section: DatasetSection) -> dict[str, np.ndarray]:
+    """Return the arrays of a data set: all with the same number of samples."""
+    if section.path is not None:
+        try:
+            with np.load(section.path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+        except (OSError, ValueError) as problem:
+            raise ConfigurationError(
+                f"datasets.{name}.path must be an .npz file of plain arrays. {problem}"
+            ) from problem
+    else:
+        made: Any = load_factory(str(section.factory))(**section.arguments)
+        if not isinstance(made, Mapping):
+            raise ConfigurationError(
+                f"datasets.{name}.factory must return a mapping of arrays. Got {type(made).__name__}."
+            )
+        arrays = {str(key): np.asarray(value) for key, value in made.items()}
+    lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ConfigurationError(
+            f"datasets.{name} must hold arrays with the same number of samples, >= 1. Got {lengths}."
+        )
+    return arrays
+
+
+def _committed(store: ActivationStore, dataset: str, arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayReference]:
+    """Return references to the data set's arrays, after writing them if the store holds others."""
+    store.write_inputs(dataset, arrays, source={"dataset": dataset})
+    return {
+        name: ArrayReference(store=store.location, dataset=dataset, field=name, digest=stored.digest)
+        for name, stored in store.inputs(dataset).items()
+    }
+
+
+def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayReference]]) -> Iterator[str]:
+    known = fields[config.collect.dataset]
+    for name in config.collect.inputs:
+        if name not in known:
+            yield f"collect.inputs: {name!r} is not a field of {config.collect.dataset} ({', '.join(known)})"
+    for index, analysis in enumerate(config.analyses):
+        for parameter, source in analysis.inputs.items():
+            dataset, _, name = source.partition(".") if isinstance(source, str) else ("", "", "")
+            if dataset and name not in fields[dataset]:
+                yield f"analyses.{index}.inputs.{parameter}: {name!r} is not a field of {dataset} ({', '.join(fields[dataset])})"
+
+
+def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Run the model on two samples to learn what each site gives."""
+    model = load_model(config.model.factory, config.model.arguments, first.path)
+    names = match_sites(model, config.collect.sites)
+    section = config.collect
+    keywords = section.inputs if isinstance(section.inputs, dict) else {name: "" for name in section.inputs}
+    inputs = {keyword or name: arrays[name][:2] for name, keyword in keywords.items()}
+    _, recorded = next(
+        iter(record_activations(model, inputs, names, batch_size=2, positional=isinstance(section.inputs, list)))
+    )
+    return {name: values.shape[1:] for name, values in recorded.items()}
+
+
+def _checkpoint_work(plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoint) -> Iterator[Work]:
+    unbound = _unbound(analysis)
+    labels = _labels(plan, analysis.sites, analysis.technique)
+    if not unbound:
+        yield _work(plan, analysis, checkpoint, {}, "model")
+    elif len(unbound) == 1:
+        for label in labels:
+            yield _work(plan, analysis, checkpoint, {unbound[0].name: _array(plan, checkpoint, label)}, label)
+    elif len(unbound) == 2:
+        for one, other in combinations(labels, 2):
+            arrays: dict[str, Input] = {
+                unbound[0].name: _array(plan, checkpoint, one),
+                unbound[1].name: _array(plan, checkpoint, other),
+            }
+            yield _work(plan, analysis, checkpoint, arrays, f"{one}~{other}")
+    else:
+        names = ", ".join(each.name for each in unbound)
+        raise ConfigurationError(f"{analysis.technique}: bind all but two of {names} to data fields by `inputs`.")
+
+
+def _sequence_work(plan: Plan, analysis: AnalysisSection) -> Iterator[Work]:
+    chosen = [each for each in plan.checkpoints if each.step in _chosen(analysis.steps, plan.steps)]
+    parameter = next(each for each in _unbound(analysis) if each.shape == "sequence")
+    for label in _labels(plan, analysis.sites, analysis.technique):
+        sequence = ArraySequence(arrays=[_array(plan, each, label) for each in chosen])
+        steps = Literals(values=[each.step for each in chosen])
+        yield _work(plan, analysis, None, {parameter.name: sequence, "step": steps}, label)
+
+
+def _measure_work(plan: Plan, analysis: AnalysisSection) -> Work:
+    steps = [step for step in plan.steps if step in _chosen(analysis.steps, plan.steps)]
+    tables: dict[str, Input] = {
+        name: Literals(values=_table(plan, source, steps))
+        for name, source in analysis.inputs.items()
+        if isinstance(source, list)
+    }
+    return _work(plan, analysis, None, tables | {"step": Literals(values=steps)}, "measures")
+
+
+def _work(
+    plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoint | None, unbound: Mapping[str, Input], label: str
+) -> Work:
+    inputs = dict(unbound)
+    for parameter in analysis.of.parameters:
+        source = analysis.inputs.get(parameter.name)
+        if isinstance(source, str):
+            dataset, _, name = source.partition(".")
+            inputs[parameter.name] = plan.fields[dataset][name]
+        elif parameter.shape == "model" and checkpoint is not None:
+            inputs[parameter.name] = plan.model(checkpoint)
+    return analysis.of.work(
+        inputs,
+        analysis.options(),
+        store=plan.store,
+        run=plan.config.run,
+        name=f"{analysis.name}.{label}" if analysis.name else label,
+        step=None if checkpoint is None else checkpoint.step,
+    )
+
+
+def _array(plan: Plan, checkpoint: Checkpoint, label: str) -> ArrayReference:
+    site, _, position = label.partition("@")
+    stored = ActivationStore(plan.store).activations(plan.config.run, checkpoint.step, site)
+    return ArrayReference(
+        store=plan.store,
+        run=plan.config.run,
+        step=checkpoint.step,
+        site=site,
+        position=int(position) if position else None,
+        digest=stored.digest,
+    )
+
+
+def _table(plan: Plan, names: Iterable[str], steps: Sequence[int]) -> list[list[float]]:
+    """Gather `technique/name:scalar` at every step: (checkpoint, measure)."""
+    store = ActivationStore(plan.store)
+    return [[_stored_number(store, plan.config.run, step, name) for name in names] for step in steps]
+
+
+def _stored_number(store: ActivationStore, run: str, step: int, name: str) -> float:
+    place, _, scalar = name.partition(":")
+    technique, _, label = place.partition("/")
+    result = store.result(ResultKey(run=run, technique=technique, name=label, step=step))
+    numbers = {key: each.value for key, each in result.estimates.items()} | dict(result.flags)
+    if scalar not in numbers:
+        raise NotFoundError(f"{place} at step {step} has no number {scalar!r}. It has: {', '.join(numbers)}.")
+    return numbers[scalar]
+
+
+def _unbound(analysis: AnalysisSection) -> list[Parameter]:
+    """Parameters that sites must fill."""
+    return [
+        each
+        for each in analysis.of.parameters
+        if each.name not in analysis.inputs
+        and each.shape not in ("model", "dictionary")
+        and not each.optional
+        and each.name != "step"
+    ]
+
+
+def _is_over_training(analysis: AnalysisSection) -> bool:
+    return _is_of_measures(analysis) or any(each.shape == "sequence" for each in analysis.of.parameters)
+
+
+def _is_of_measures(analysis: AnalysisSection) -> bool:
+    return any(isinstance(source, list) for source in analysis.inputs.values())
+
+
+def _labels(plan: Plan, patterns: Sequence[str], asked_by: str) -> list[str]:
+    """Return the recorded sites, with a position where one was asked for, that `patterns` name."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        glob, at, position = pattern.partition("@")
+        names = [name for name in plan.sites if fnmatchcase(name, glob)]
+        if not names:
+            raise ConfigurationError(
+                f"{asked_by}: no recorded site matches {pattern!r}. There are: {', '.join(plan.sites)}."
+            )
+        for name in names:
+            found[_label(name, plan.sites[name], at, position, asked_by)] = None
+    return list(found)
+
+
+def _label(name: str, shape: tuple[int, ...], at: str, position: str, asked_by: str) -> str:
+    if len(shape) == 1 and not at:
+        return name
+    if len(shape) == 1 or not position.lstrip("-").isdigit() or not -shape[0] <= int(position) < shape[0]:
+        n = f"{shape[0]} positions" if len(shape) > 1 else "no positions"
+        raise ConfigurationError(
+            f"{asked_by}: site {name} has {n}; write "
+            + (f"{name}@0 to {name}@{shape[0] - 1}." if len(shape) > 1 else f"{name}.")
+        )
+    return f"{name}@{int(position) % shape[0]}"
+
+
+def _chosen(steps: Steps | None, all_steps: Sequence[int]) -> set[int]:
+    if steps is None:
+        return set(all_steps)
+    ends = {"first": all_steps[0], "last": all_steps[-1]}
+    return {ends[step] if isinstance(step, str) else step for step in steps}

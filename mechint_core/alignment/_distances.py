@@ -1,0 +1,118 @@
+"""Dissimilarity of conditions as a squared distance of prepared rows, which is what makes it stream.
+
+    euclidean      D_ij = ||x_i - x_j||² / p            rows as they are
+    correlation    D_ij = 1 - r(x_i, x_j) = ||z_i - z_j||² / 2      z: rows centred over units, of unit length
+    cosine         D_ij = 1 - cos(x_i, x_j) = ||z_i - z_j||² / 2    z: rows of unit length
+
+Source: [@nili2014] (the measures), and the identity above.
+Cost: n² p for n conditions.
+Chunked over: conditions.
+"""
+
+from typing import Final, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mechint_core.errors import ConfigurationError, DegenerateInputError
+from mechint_core.kernels.linear_kernels import Prepare
+
+Metric = Literal["euclidean", "correlation", "cosine"]
+
+PANEL_ROWS = 256
+"""Rows of the distance matrix made at once."""
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that is not one of `Metric`."""
+    if metric not in get_args(Metric):
+        raise ConfigurationError(f"metric must be one of {get_args(Metric)}. Got {metric!r}.")
+
+
+def unit_rows(block: np.ndarray) -> np.ndarray:
+    """Scale each row to unit length."""
+    rows = block.astype(np.result_type(block.dtype, np.float32), copy=False)
+    norms = np.sqrt(np.einsum("ia,ia->i", rows, rows))
+    if np.any(norms == 0):
+        raise DegenerateInputError("every condition must have a response for the cosine. Got a row of zeros.")
+    return rows / norms[:, None]
+
+
+def standard_rows(block: np.ndarray) -> np.ndarray:
+    """Centre each row over its units and scale it to unit length."""
+    rows = block.astype(np.result_type(block.dtype, np.float32), copy=False)
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ia,ia->i", centred, centred))
+    floor = np.finfo(rows.dtype).eps * np.sqrt(np.einsum("ia,ia->i", rows, rows))
+    if np.any(norms <= floor):
+        raise DegenerateInputError(
+            "every condition must vary over units for the correlation distance. Got a constant row: use 'euclidean'."
+        )
+    return centred / norms[:, None]
+
+
+def _as_they_are(block: np.ndarray) -> np.ndarray:
+    return block
+
+
+PREPARE: Final[dict[Metric, Prepare]] = {
+    "euclidean": _as_they_are,
+    "correlation": standard_rows,
+    "cosine": unit_rows,
+}
+"""What each metric does to a row before squared distances are taken."""
+
+INVARIANCES: Final[dict[Metric, tuple[str, ...]]] = {
+    "euclidean": ("orthogonal", "translation"),
+    "correlation": ("unit permutation", "row scaling", "row offset"),
+    "cosine": ("orthogonal", "row scaling"),
+}
+"""Changes of a system that leave its distances as they are; isotropic scaling multiplies the Euclidean ones."""
+
+
+def scale_of(metric: Metric, n_units: int) -> float:
+    """Return what turns a squared distance of prepared rows into the dissimilarity."""
+    return 1 / n_units if metric == "euclidean" else 0.5
+
+
+def condensed_distances(prepared: Float[np.ndarray, "condition unit"], scale: float) -> Float[np.ndarray, "pair"]:
+    """Return the scaled squared distance of every pair i < j, in the order of `numpy.triu_indices(n, 1)`."""
+    rows = prepared.astype(np.float64, copy=False)
+    rows = rows - rows.mean(axis=0)  # a shift changes no distance, and cancels less
+    n = len(rows)
+    condensed = np.empty(n * (n - 1) // 2)
+    filled = 0
+    for start in range(0, n - 1, PANEL_ROWS):
+        panel = squared_distances(rows[start : start + PANEL_ROWS], rows[start:], scale)
+        for i, row in enumerate(panel[: n - 1 - start]):
+            condensed[filled : filled + n - 1 - start - i] = row[i + 1 :]
+            filled += n - 1 - start - i
+    return condensed
+
+
+def squared_distances(
+    left: Float[np.ndarray, "row unit"], right: Float[np.ndarray, "column unit"], scale: float
+) -> Float[np.ndarray, "row column"]:
+    """Return scale · ||l_i - r_j||² = scale · (||l_i||² + ||r_j||² - 2 l_i · r_j), never below 0."""
+    distances = left @ (right.T * (-2 * scale))
+    distances += scale * np.einsum("ia,ia->i", left, left)[:, None]
+    distances += scale * np.einsum("ia,ia->i", right, right)
+    return np.maximum(distances, 0, out=distances)
+
+
+def square_form(condensed: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "row column"]:
+    """Return the symmetric matrix with a zero diagonal whose upper triangle is `condensed`."""
+    n = n_of_pairs(len(condensed))
+    square = np.zeros((n, n))
+    square[np.triu_indices(n, 1)] = condensed
+    return square + square.T
+
+
+def n_of_pairs(n_pairs: int) -> int:
+    """Return how many conditions have `n_pairs` pairs: the n of n (n - 1) / 2."""
+    return round((1 + np.sqrt(1 + 8 * n_pairs)) / 2)
+
+
+def evenly_spaced(n: int, most: int) -> Int[np.ndarray, "row"]:
+    """Return at most `most` of the numbers 0 ... n - 1, evenly spaced."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))

@@ -1,0 +1,22 @@
+"""Every technique, listed by hand: to add one, add one line."""
+
+from tasks import alignment, features, fractals, geometry, interventions, meta_dynamics
+
+CATALOGUE = (
+    alignment.cka,
+    alignment.rdm,
+    alignment.rsa,
+    features.evaluate_dictionary,
+    features.match_features,
+    fractals.detrended_fluctuation_analysis,
+    fractals.higuchi_fractal_dimension,
+    geometry.persistent_homology,
+    interventions.patch_sites,
+    meta_dynamics.fourier_components,
+    meta_dynamics.phases,
+    meta_dynamics.progress_measures,
+    meta_dynamics.representational_drift,
+    meta_dynamics.training_trajectory,
+)
+
+TECHNIQUES = {technique.name: technique for technique in CATALOGUE}

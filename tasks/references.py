@@ -1,0 +1,169 @@
+"""What a task is given in place of arrays and models: small, hashable names with a content digest.
+
+A cache key is made of digests, so the same bytes under another path are the same input, and a changed byte is
+another one. Nothing large, and no open file handle, ever passes through Prefect.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mechint_core.store import ActivationStore, ResultKey, StoredArray
+
+
+class Reference(BaseModel):
+    """Base of all references: frozen, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArrayReference(Reference):
+    """A committed array of a store."""
+
+    kind: Literal["array"] = "array"
+    store: str
+    run: str = ""
+    step: int = 0
+    site: str = ""
+    """A recorded site, with `run` and `step`; or empty for an input."""
+    dataset: str = ""
+    field: str = ""
+    position: int | None = None
+    """Take this position of (sample, position, unit)."""
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """The site as a person writes it: `residual`, `embed@0`."""
+        return self.site if self.position is None else f"{self.site}@{self.position}"
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return self.digest if self.position is None else f"{self.digest}@{self.position}"
+
+    def open(self) -> StoredArray:
+        """Return the stored array: its rows are read when asked for."""
+        store = ActivationStore(self.store)
+        array = (
+            store.activations(self.run, self.step, self.site) if self.site else store.inputs(self.dataset)[self.field]
+        )
+        return array if self.position is None else array.at_position(self.position)
+
+
+class ModelReference(Reference):
+    """A model: who builds it, and the checkpoint its parameters come from."""
+
+    kind: Literal["model"] = "model"
+    factory: str
+    arguments: dict[str, Any] = {}
+    checkpoint: str = ""
+    digest: str
+    """sha256 of the checkpoint file; empty for a freshly built model."""
+    device: str = "cpu"
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return digest_of({"factory": self.factory, "arguments": self.arguments, "checkpoint": self.digest})
+
+
+class DictionaryReference(Reference):
+    """A committed sparse dictionary of a store."""
+
+    kind: Literal["dictionary"] = "dictionary"
+    store: str
+    run: str
+    step: int
+    site: str
+    name: str
+    digest: str
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return self.digest
+
+
+class Literals(Reference):
+    """Numbers small enough to be named by themselves: steps, a table of measures."""
+
+    kind: Literal["literals"] = "literals"
+    values: list[Any]
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return digest_of(self.values)
+
+
+class ArraySequence(Reference):
+    """One array per checkpoint (or per system), in order."""
+
+    kind: Literal["sequence"] = "sequence"
+    arrays: list[ArrayReference]
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return digest_of([array.identity for array in self.arrays])
+
+
+Input = ArrayReference | ModelReference | DictionaryReference | Literals | ArraySequence
+
+
+class Work(Reference):
+    """One call of one technique: everything its answer depends on, and where the answer goes."""
+
+    technique: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, Input]
+    store: str
+    run: str
+    name: str
+    step: int | None = None
+
+    @property
+    def key(self) -> ResultKey:
+        """Where the answer goes."""
+        return ResultKey(run=self.run, technique=self.technique, name=self.name, step=self.step)
+
+    @property
+    def label(self) -> str:
+        """What it is applied to, as a person reads it."""
+        return self.name
+
+    @property
+    def cache_key(self) -> str:
+        """Digest of what the answer depends on: technique, its version, its config, the content of its inputs."""
+        inputs = {name: each.identity for name, each in self.inputs.items()}
+        return digest_of([self.technique, self.version, self.config, inputs])
+
+    def is_done(self) -> bool:
+        """Whether the store holds this very answer, committed."""
+        stored = ActivationStore(self.store).result_provenance(self.key)
+        return stored is not None and stored.get("cache_key") == self.cache_key
+
+
+class Done(Reference):
+    """A committed answer: its name and the digest of its content."""
+
+    store: str
+    run: str
+    technique: str
+    name: str
+    step: int | None
+    digest: str
+
+    @property
+    def key(self) -> ResultKey:
+        """Where the answer lies."""
+        return ResultKey(run=self.run, technique=self.technique, name=self.name, step=self.step)
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON value, with its keys in order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

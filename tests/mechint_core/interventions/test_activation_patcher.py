@@ -1,0 +1,203 @@
+"""The notebook's patcher."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from mechint_core.errors import ConfigurationError, NotFoundError, ShapeError
+from mechint_core.interventions import ActivationPatcher
+from mechint_core.random import torch_generator
+from mechint_core.synthetic.linear_network import LinearNetwork
+
+
+def encoder(**options):
+    """The notebook's transformer layer, with weights that do not depend on the test's surroundings."""
+    model = nn.TransformerEncoderLayer(d_model=64, nhead=4, dim_feedforward=256, dropout=0.1, **options)
+    draws = torch_generator(0, "test model")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter, generator=draws)
+    return model
+
+
+def inputs(*shape, stream="clean", dtype=torch.float32):
+    return torch.randn(*shape, generator=torch_generator(0, stream), dtype=dtype)
+
+
+def hooks_of(model):
+    return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in model.modules())
+
+
+# Known answer
+def test_activation_patcher__notebook_cells_run_as_written(capsys):
+    """Part 2, Analysis 2 and Part 4 of the introduction notebook; only the import's package is ours."""
+    device = torch.device("cpu")
+    d_model, nhead, seq_len = 64, 4, 12
+    model = nn.TransformerEncoderLayer(d_model=d_model, nhead=nhead, dim_feedforward=256, dropout=0.1).to(device)
+
+    clean_input = torch.randn(seq_len, 1, d_model).to(device)
+    corrupted_input = torch.randn(seq_len, 1, d_model).to(device)
+    with torch.no_grad():
+        clean_output = model(clean_input)
+
+    def compute_loss(output):
+        """Loss: distance from clean output"""
+        return torch.nn.functional.mse_loss(output, clean_output)
+
+    components_to_test = [
+        "self_attn",  # Attention sublayer
+        "linear1",  # First MLP layer
+        "linear2",  # Second MLP layer
+    ]
+    results = {}
+    for comp_name in components_to_test:
+        patcher = ActivationPatcher(model=model, layer_name=comp_name)
+        result = patcher.patch(clean_input=clean_input, corrupted_input=corrupted_input, loss_fn=compute_loss)
+        results[comp_name] = result
+        print(f"{comp_name}:")
+        print(f"  Clean loss: {result['clean_loss']:.4f}")
+        print(f"  Corrupted loss: {result['corrupted_loss']:.4f}")
+        print(f"  Patched loss: {result['patched_loss']:.4f}")
+        print(f"  Recovery score: {result['recovery_score']:.2%}")
+    recovery_scores = [results[name]["recovery_score"] for name in results]
+
+    assert all(0 < result["clean_loss"] < 0.1 < result["corrupted_loss"] for result in results.values())
+    assert all(math.isfinite(score) for score in recovery_scores)
+    assert recovery_scores[1] == recovery_scores[2]  # between them, in eval mode, there is one path only
+    assert "Recovery score:" in capsys.readouterr().out
+    assert model.training
+
+    patcher = ActivationPatcher(model, layer_name="self_attn")
+    everything = patcher.run_full_analysis(clean_input, corrupted_input)
+    assert list(everything)[:2] == ["norm1", "norm2"]  # all that there is after them passes through them
+
+
+@pytest.mark.parametrize("layer", ["0", "1", "2"])
+def test_activation_patcher__every_layer_of_a_sequence_recovers_everything(layer):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    outcome = ActivationPatcher(model, layer).patch(inputs(5, 3), inputs(5, 3, stream="corrupted"))
+    assert outcome["clean_loss"] == 0
+    assert outcome["patched_loss"] == 0
+    assert outcome["recovery_score"] == 1
+
+
+def test_activation_patcher__recovers_the_planted_share_of_linear_routes():
+    """With a loss linear in the output; 1e-12 because the network computes in float64."""
+    model = LinearNetwork((3.0, 1.0, -1.0))
+    clean, corrupted = inputs(6, 8, dtype=torch.float64), inputs(6, 8, stream="corrupted", dtype=torch.float64)
+    for route, share in zip(["routes.0", "routes.1", "routes.2"], model.shares, strict=True):
+        outcome = ActivationPatcher(model, route).patch(clean, corrupted, lambda output: output[:, 0].sum())
+        assert outcome["recovery_score"] == pytest.approx(share, abs=1e-12)
+
+
+def test_activation_patcher__patches_all_matches_of_a_glob_together():
+    model = LinearNetwork((3.0, 1.0, -1.0))
+    clean, corrupted = inputs(6, 8, dtype=torch.float64), inputs(6, 8, stream="corrupted", dtype=torch.float64)
+    outcome = ActivationPatcher(model, "routes.*").patch(clean, corrupted)
+    assert outcome["recovery_score"] == pytest.approx(1, abs=1e-12)
+
+
+def test_run_full_analysis__sorts_all_components_and_gives_intervals_over_samples():
+    model = encoder()
+    found = ActivationPatcher(model, "linear1").run_full_analysis(
+        inputs(12, 8, 64), inputs(12, 8, 64, stream="corrupted")
+    )
+    scores = [outcome["recovery_score"] for outcome in found.values()]
+    assert scores == sorted(scores, reverse=True)
+    assert "self_attn.out_proj" not in found  # never runs as a module of its own
+    for outcome in found.values():
+        assert outcome["recovery_low"] <= outcome["recovery_score"] + 1e-9
+        assert outcome["recovery_score"] <= outcome["recovery_high"] + 1e-9
+    assert found["self_attn"]["recovery_low"] > 0
+
+
+def test_run_full_analysis__one_sample_or_a_loss_of_ones_own_has_no_interval():
+    model = encoder()
+    patcher = ActivationPatcher(model, "linear1")
+    one = patcher.run_full_analysis(inputs(12, 1, 64), inputs(12, 1, 64, stream="corrupted"))
+    own = patcher.run_full_analysis(
+        inputs(12, 3, 64), inputs(12, 3, 64, stream="corrupted"), lambda output: output.sum(), components=["linear*"]
+    )
+    assert list(own) == ["linear1", "linear2"]
+    assert all(math.isnan(outcome["recovery_low"]) for outcome in (*one.values(), *own.values()))
+
+
+# Oracle
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_run_full_analysis__packed_equals_one_by_one(batch_first):
+    model = encoder(batch_first=batch_first)
+    clean, corrupted = inputs(12, 5, 64), inputs(12, 5, 64, stream="corrupted")
+    found = ActivationPatcher(model, "linear1").run_full_analysis(clean, corrupted)
+    for name, outcome in found.items():
+        alone = ActivationPatcher(model, name).patch(clean, corrupted)
+        assert outcome["recovery_score"] == pytest.approx(alone["recovery_score"], abs=1e-6)
+        assert outcome["corrupted_loss"] == pytest.approx(alone["corrupted_loss"], rel=1e-6)
+
+
+# Law
+@settings(max_examples=10)
+@given(st.sampled_from(["self_attn", "linear1", "linear2", "norm2"]), st.integers(1, 4))
+def test_activation_patcher__clean_into_clean_changes_no_bit_and_scores_nothing(component, n_samples):
+    x = inputs(6, n_samples, 64)
+    outcome = ActivationPatcher(encoder(), component).patch(x, x.clone(), lambda output: output.square().mean())
+    assert outcome["patched_loss"] == outcome["clean_loss"] == outcome["corrupted_loss"]
+    assert math.isnan(outcome["recovery_score"])
+
+
+@settings(max_examples=5)
+@given(st.sampled_from(["self_attn", "linear1"]))
+def test_activation_patcher__dropout_is_off_and_the_mode_comes_back(component):
+    model = encoder()
+    model.linear2.eval()
+    modes = [each.training for each in model.modules()]
+    clean, corrupted = inputs(6, 2, 64), inputs(6, 2, 64, stream="corrupted")
+    first, second = (ActivationPatcher(model, component).patch(clean, corrupted) for _ in range(2))
+    assert first == second
+    assert [each.training for each in model.modules()] == modes
+    assert hooks_of(model) == 0
+
+
+# Bad input
+def test_activation_patcher__raises_on_a_component_that_is_not_there_or_does_not_run():
+    model = encoder()
+    with pytest.raises(NotFoundError, match=r"'attention'. There are:.*self_attn"):
+        ActivationPatcher(model, "attention")
+    with pytest.raises(NotFoundError, match=r"'self_attn.out_proj' must run"):
+        ActivationPatcher(model, "self_attn.out_proj").patch(inputs(6, 2, 64), inputs(6, 2, 64))
+
+
+def test_activation_patcher__raises_on_a_component_that_runs_twice():
+    relu = nn.ReLU()
+    with pytest.raises(ConfigurationError, match="once per forward"):
+        ActivationPatcher(nn.Sequential(relu, nn.Linear(3, 3), relu), "0").patch(inputs(2, 3), inputs(2, 3))
+
+
+def test_activation_patcher__raises_on_inputs_of_other_shapes():
+    with pytest.raises(ShapeError, match=r"same shape.*\(6, 2, 64\) and \(6, 1, 64\)"):
+        ActivationPatcher(encoder(), "linear1").patch(inputs(6, 2, 64), inputs(6, 1, 64))
+
+
+def test_activation_patcher__raises_on_a_loss_of_several_numbers_and_removes_its_hooks():
+    model = encoder()
+    with pytest.raises(ShapeError, match=r"one number. Got shape \(6, 2, 64\)"):
+        ActivationPatcher(model, "linear1").patch(inputs(6, 2, 64), inputs(6, 2, 64), lambda output: output)
+    assert hooks_of(model) == 0
+    assert model.training
+
+
+def test_activation_patcher__removes_its_hooks_when_the_loss_fails():
+    model = encoder()
+    calls = []
+
+    def fails_at_the_patched_run(output):
+        calls.append(output)
+        if len(calls) == 3:
+            raise RuntimeError("my loss")
+        return output.sum()
+
+    with pytest.raises(RuntimeError, match="my loss"):
+        ActivationPatcher(model, "linear1").patch(inputs(6, 2, 64), inputs(6, 2, 64), fails_at_the_patched_run)
+    assert hooks_of(model) == 0
