@@ -1,7 +1,6 @@
 """The battery for one checkpoint: what is represented, how it is computed, what its geometry looks like."""
 
 from dataclasses import replace
-
 from pathlib import Path
 
 from prefect import flow

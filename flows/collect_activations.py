@@ -13,7 +13,6 @@ from flows.progress import stage
 from tasks.collection import collect_activations as collect
 from tasks.settings import settings
 
-
 # Techniques use every core themselves; a second task hides the first one's reading and writing.
 RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=2))
 
@@ -25,7 +24,7 @@ def collect_activations(config: RunSection | Path) -> int:
 
 
 def record(plan: Plan) -> int:
-    """Submit, inside a flow, the collection of every checkpoint with a missing site; return how many arrays were made."""
+    """Collect, inside a flow, every checkpoint with a missing site; return how many arrays were made."""
     todo = [work for work in plan.collection() if work.missing()]
     n_made = 0
     with stage("activations", len(todo)) as advance:

@@ -78,21 +78,21 @@ class _ByName:
         """Return a technique's result over all checkpoints."""
         return self._results.get((technique, name, None))
 
-    def first_step(self, technique: str, name: str, scalar: str, reached: Callable[[float], bool]) -> int | None:
-        """Return the first checkpoint at which an estimate has `reached` something, and stays there."""
+    def first_step(self, scalar: str, reached: Callable[[float], bool], *, after: int = 0) -> int | None:
+        """Return the first checkpoint, not before `after`, from which on a progress measure has `reached` something."""
         found: int | None = None
-        for result in self.through_training(technique, name):
+        for result in self.through_training("progress_measures", "unembed"):
             if not reached(result.estimates[scalar].value):
                 found = None
-            elif found is None:
+            elif found is None and result.key.step is not None and result.key.step >= after:
                 found = result.key.step
         return found
 
 
 def _order(results: _ByName) -> Finding | None:
     """State whether the network memorised before it generalised."""
-    memorised = results.first_step("progress_measures", "unembed", "train_accuracy", lambda x: x >= 0.99)
-    generalised = results.first_step("progress_measures", "unembed", "test_accuracy", lambda x: x >= 0.9)
+    memorised = results.first_step("train_accuracy", lambda x: x >= 0.99)
+    generalised = results.first_step("test_accuracy", lambda x: x >= 0.9)
     phases = results.overall("phases", "measures")
     if memorised is None or generalised is None or phases is None:
         return None
@@ -106,11 +106,15 @@ def _order(results: _ByName) -> Finding | None:
 
 def _hidden_progress(results: _ByName) -> Finding | None:
     """State when the circuit formed, against when it showed."""
-    needed = results.first_step("progress_measures", "unembed", "excluded_loss", lambda x: x > 1)
-    suffices = results.first_step("progress_measures", "unembed", "restricted_loss", lambda x: x < 0.1)
-    shown = results.first_step("progress_measures", "unembed", "test_accuracy", lambda x: x >= 0.9)
+    memorised = results.first_step("train_accuracy", lambda x: x >= 0.99)
+    suffices = results.first_step("restricted_loss", lambda x: x < 0.1)
+    shown = results.first_step("test_accuracy", lambda x: x >= 0.9)
     last = results.through_training("progress_measures", "unembed")
-    if needed is None or suffices is None or shown is None:
+    if memorised is None or suffices is None or shown is None:
+        return None
+    # Before the pairs are known, losing them says nothing: the excluded loss is that of guessing.
+    needed = results.first_step("excluded_loss", lambda x: x > 1, after=memorised)
+    if needed is None:
         return None
     before = "before" if max(needed, suffices) < shown else "not before"
     sentence = (
@@ -147,15 +151,23 @@ def _circle(results: _ByName) -> Finding | None:
 def _drift(results: _ByName) -> Finding | None:
     """State where the representation moves most, against the stretch between memorising and generalising."""
     drift = results.overall("representational_drift", "residual")
-    memorised = results.first_step("progress_measures", "unembed", "train_accuracy", lambda x: x >= 0.99)
-    generalised = results.first_step("progress_measures", "unembed", "test_accuracy", lambda x: x >= 0.99)
+    memorised = results.first_step("train_accuracy", lambda x: x >= 0.99)
+    generalised = results.first_step("test_accuracy", lambda x: x >= 0.99)
     if drift is None or memorised is None or generalised is None:
         return None
     sentence = (
         f"{drift.reading} Between memorising (step {memorised}) and generalising (step {generalised}) lies "
         f"{_share_between(drift, memorised, generalised):.0%} of all drift."
     )
-    title = "The representation moves most at the transition"
+    at_transition = any(
+        start <= generalised and end >= memorised and p <= 0.05
+        for start, end, p in zip(
+            drift.arrays["burst_start"], drift.arrays["burst_end"], drift.arrays["burst_p_value"], strict=True
+        )
+    )
+    title = (
+        "The representation moves in bursts, one at the transition" if at_transition else "No burst at the transition"
+    )
     return Finding(title, sentence, drift.estimates["peak_share"], "representational_drift")
 
 

@@ -13,7 +13,7 @@ from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
 from flows.plan import Plan, make_plan
 from flows.progress import stage
-from flows.report import compose_report
+from flows.report import compose_report, report_path
 from mechint_core.errors import MechintError
 from tasks._report import publish_link
 from tasks.catalogue import TECHNIQUES
@@ -57,7 +57,9 @@ def monitor_training(config: RunSection | Path) -> Monitored:
     n_analysed = analyse(plan, failures)
     published = publish(plan.store, plan.config.run, _parameters(plan), _digests(plan), str(flow_run.get_id() or ""))
     publish_link("mlflow-run", published.url, "this analysis in MLflow (mechint ui)")
-    report = compose_report(plan, published, started=started)
+    report = report_path(plan)
+    if n_collected or n_analysed or not report.exists():
+        compose_report(plan, published, started=started)
     if failures:
         raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
     return Monitored(n_collected, n_analysed, published.n_results, report, published.run_id)
@@ -84,6 +86,7 @@ def run_pending(name: str, work: Sequence[Work | DictionaryWork], failures: list
             each = submitted[future]
             place = f"{each.technique} {each.label}" + ("" if each.step is None else f" @{each.step}")
             advance(place)
+            future.wait()  # until then its state is what the server last heard, which may be "Running"
             if not future.state.is_completed():
                 failures.append(f"{place}: {future.state.message}")
     return len(todo)

@@ -88,7 +88,7 @@ class Plan:
         """List the collection of every checkpoint, done or not."""
         section = self.config.collect
         fields = self.fields[section.dataset]
-        keywords = section.inputs if isinstance(section.inputs, dict) else {name: "" for name in section.inputs}
+        keywords = section.inputs if isinstance(section.inputs, dict) else dict.fromkeys(section.inputs, "")
         return [
             CollectionWork(
                 model=self.model(checkpoint),
@@ -252,7 +252,8 @@ def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayR
         for parameter, source in analysis.inputs.items():
             dataset, _, name = source.partition(".") if isinstance(source, str) else ("", "", "")
             if dataset and name not in fields[dataset]:
-                yield f"analyses.{index}.inputs.{parameter}: {name!r} is not a field of {dataset} ({', '.join(fields[dataset])})"
+                there = ", ".join(fields[dataset])
+                yield f"analyses.{index}.inputs.{parameter}: {name!r} is not a field of {dataset} ({there})"
 
 
 def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
@@ -260,7 +261,7 @@ def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.
     model = load_model(config.model.factory, config.model.arguments, first.path)
     names = match_sites(model, config.collect.sites)
     section = config.collect
-    keywords = section.inputs if isinstance(section.inputs, dict) else {name: "" for name in section.inputs}
+    keywords = section.inputs if isinstance(section.inputs, dict) else dict.fromkeys(section.inputs, "")
     inputs = {keyword or name: arrays[name][:2] for name, keyword in keywords.items()}
     _, recorded = next(
         iter(record_activations(model, inputs, names, batch_size=2, positional=isinstance(section.inputs, list)))

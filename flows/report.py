@@ -20,7 +20,7 @@ def compose_report(plan: Plan, published: Published | None = None, *, started: d
     results = stored_results(plan)
     findings: Findings = load_factory(plan.config.findings) if plan.config.findings else general_findings
     path = write_report(
-        settings().root / "reports" / f"{plan.config.run}.html",
+        report_path(plan),
         _summary(plan, started),
         results,
         overview=findings(results) if results else (),
@@ -28,6 +28,11 @@ def compose_report(plan: Plan, published: Published | None = None, *, started: d
     if published is not None:
         attach(published.run_id, path, "report")
     return path
+
+
+def report_path(plan: Plan) -> Path:
+    """Return where the run's report is."""
+    return settings().root / "reports" / f"{plan.config.run}.html"
 
 
 def stored_results(plan: Plan) -> list[StoredResult]:

@@ -41,6 +41,7 @@ def prefect_server() -> Generator[str]:
         try:
             yield url
         finally:
+            _send_what_is_left()
             del os.environ["PREFECT_API_URL"]
 
 
@@ -86,6 +87,16 @@ def wait_for(url: str, *, seconds: float = _START_SECONDS) -> None:
         f"the server at {url} must answer within {seconds:.0f} s. It did not. The logs are server.log "
         f"in {settings().root}/prefect and mlflow; to use a running Prefect server, set PREFECT_API_URL."
     )
+
+
+def _send_what_is_left() -> None:
+    """Let Prefect send its logs and events while the server still answers: later it would retry for a minute."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
 
 
 @contextmanager

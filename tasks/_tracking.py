@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
 from mechint_core.report import draw
 from mechint_core.store import StoredResult
@@ -110,7 +110,6 @@ def run_url(uri: str, tracked: Tracked) -> str:
 def _client(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(uri)  # create_external_model has no client of its own
     return MlflowClient(tracking_uri=uri)
 
 
@@ -163,13 +162,16 @@ def _logged_model(client: MlflowClient, experiment: str, parent: Run, name: str,
     )
     if found:
         return found[0]
-    return mlflow.create_external_model(
+    # Not mlflow.create_external_model: it sets the tracking URI of the whole process, in its environment too.
+    made = client.create_logged_model(
+        experiment,
         name=name,
         source_run_id=parent.info.run_id,
+        tags={MLFLOW_MODEL_IS_EXTERNAL: "true"},
         params={"step": str(step)},
         model_type="checkpoint",
-        experiment_id=experiment,
     )
+    return client.finalize_logged_model(made.model_id, "READY")
 
 
 def _log_overall(client: MlflowClient, parent: Run, results: Sequence[StoredResult]) -> bool:

@@ -72,7 +72,7 @@ def collect_activations(work: CollectionWork) -> int:
     return len(sites)
 
 
-def _writer(work: CollectionWork, site: str, n_samples: int, n_axes: int):  # noqa: ANN202
+def _writer(work: CollectionWork, site: str, n_samples: int, n_axes: int):
     axes = ("sample", "unit") if n_axes == 2 else ("sample", "position", "unit")
     source = {
         "identity": work.identity,

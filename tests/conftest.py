@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before anything imports prefect or mlflow: no telemetry, no look-up of any outside host, and a Prefect home of our own.
+# Before anything imports prefect or mlflow: no telemetry, no look-up of an outside host, a Prefect home of our own.
 _HOME = tempfile.TemporaryDirectory(prefix="mechint-tests-", ignore_cleanup_errors=True)
 os.environ.update(
     DO_NOT_TRACK="1",

@@ -63,10 +63,10 @@ def bootstrap_agreement(
     shift_a, shift_b = (0.0, 0.0) if comparison == "cosine" else (first.mean(), second.mean())
     a, b = first - shift_a, second - shift_b
     weights = counts.astype(np.float64)
-    aa, ab, bb = (_over_pairs(product, weights) for product in (a * a, a * b, b * b))
+    aa, ab, bb = _over_pairs(weights, a * a, a * b, b * b)
     if comparison == "pearson":
-        total = _over_pairs(np.ones_like(a), weights)
-        sum_a, sum_b = _over_pairs(a, weights), _over_pairs(b, weights)
+        sum_a, sum_b = _over_pairs(weights, a, b)
+        total = _pairs_drawn(weights)
         with np.errstate(invalid="ignore", divide="ignore"):  # one condition drawn n times: no pair, NaN
             aa, ab, bb = aa - sum_a**2 / total, ab - sum_a * sum_b / total, bb - sum_b**2 / total
     return _ratio(ab, aa * bb)
@@ -77,12 +77,17 @@ def bootstrap_mean(condensed: Float[np.ndarray, "pair"], draws: "Draws") -> tupl
     m = n_of_pairs(len(condensed))
     weights = draws.counts(m).astype(np.float64)
     with np.errstate(invalid="ignore"):  # one condition drawn m times: no pair, NaN
-        return m, _over_pairs(condensed, weights) / _over_pairs(np.ones_like(condensed), weights)
+        return m, _over_pairs(weights, condensed)[0] / _pairs_drawn(weights)
 
 
-def _over_pairs(condensed: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Σ_{i≠j} w_i w_j M_ij of every draw."""
-    return np.einsum("id,id->d", weights, square_form(condensed) @ weights)
+def _over_pairs(weights: np.ndarray, *condensed: np.ndarray) -> list[np.ndarray]:
+    """Return Σ_{i≠j} w_i w_j M_ij of every draw, for each M."""
+    return [np.einsum("id,id->d", weights, square_form(each) @ weights) for each in condensed]
+
+
+def _pairs_drawn(weights: np.ndarray) -> np.ndarray:
+    """Return Σ_{i≠j} w_i w_j of every draw."""
+    return weights.sum(axis=0) ** 2 - np.sum(weights**2, axis=0)
 
 
 def _ratio(inner: np.ndarray, squared_norms: np.ndarray) -> np.ndarray:

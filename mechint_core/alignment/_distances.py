@@ -48,7 +48,7 @@ def standard_rows(block: np.ndarray) -> np.ndarray:
         raise DegenerateInputError(
             "every condition must vary over units for the correlation distance. Got a constant row: use 'euclidean'."
         )
-    return centred / norms[:, None]
+    return np.divide(centred, norms[:, None], out=centred)
 
 
 def _as_they_are(block: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def square_form(condensed: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "row 
     """Return the symmetric matrix with a zero diagonal whose upper triangle is `condensed`."""
     n = n_of_pairs(len(condensed))
     square = np.zeros((n, n))
-    square[np.triu_indices(n, 1)] = condensed
+    square[~np.tri(n, dtype=np.bool_)] = condensed
     return square + square.T
 
 

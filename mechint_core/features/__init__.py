@@ -1,4 +1,4 @@
-"""Features: which directions are the activations made of?"""
+"""Features: the directions that activations are made of."""
 
 from mechint_core.features.config import SparseAutoencoderConfig as SparseAutoencoderConfig
 from mechint_core.features.dictionary import SparseDictionary as SparseDictionary

@@ -7,6 +7,10 @@ from mechint_core.errors import ConfigurationError
 
 Activation = Literal["batch_topk", "topk", "relu"]
 
+LEAST = {"n_latents": 1, "n_epochs": 1, "batch_size": 1, "sparsity_coef": 0, "auxiliary_coef": 0, "seed": 0}
+ABOVE_ZERO = ("expansion", "k", "lr", "clip")
+SHARES = ("warmup", "decay", "dead_window", "threshold_window")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseAutoencoderConfig:
@@ -21,9 +25,9 @@ class SparseAutoencoderConfig:
     sample, or the L1 penalty alone."""
     n_latents: int | None = None
     """Dictionary features. None: `expansion` times the units of the activations."""
-    expansion: float = 4.0
+    expansion: int | float = 4
     """Dictionary features per unit, when `n_latents` is not given."""
-    k: float = 32.0
+    k: int | float = 32
     """Active latents per sample (topk: a whole number; batch_topk: the mean, any positive number)."""
     sparsity_coef: float = 0.01
     """relu: weight of the L1 penalty against the mean squared error per unit."""
@@ -60,23 +64,15 @@ class SparseAutoencoderConfig:
             raise ConfigurationError(f"activation must be batch_topk, topk or relu. Got {self.activation!r}.")
         if self.activation == "topk" and self.k != int(self.k):
             raise ConfigurationError(f"k must be a whole number for topk. Got {self.k}. batch_topk takes any mean.")
-        at_least_one = {"n_epochs": self.n_epochs, "batch_size": self.batch_size}
-        if self.n_latents is not None:
-            at_least_one["n_latents"] = self.n_latents
-        above_zero = {"expansion": self.expansion, "k": self.k, "clip": self.clip}
-        if self.lr is not None:
-            above_zero["lr"] = self.lr
-        at_least_zero = {"sparsity_coef": self.sparsity_coef, "auxiliary_coef": self.auxiliary_coef, "seed": self.seed}
-        shares = {name: getattr(self, name) for name in ("warmup", "decay", "dead_window", "threshold_window")}
-        for rule, values, holds in (
-            ("at least 1", at_least_one, lambda value: value >= 1),
-            ("above 0", above_zero, lambda value: value > 0),
-            ("at least 0", at_least_zero, lambda value: value >= 0),
-            ("a share in [0, 1]", shares, lambda value: 0 <= value <= 1),
-        ):
-            for name, value in values.items():
-                if not holds(value):
-                    raise ConfigurationError(f"{name} must be {rule}. Got {value}.")
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
+                raise ConfigurationError(f"{name} must be at least {least}. Got {getattr(self, name)}.")
+        for name in ABOVE_ZERO:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be above 0. Got {getattr(self, name)}.")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name} must be a share in [0, 1]. Got {getattr(self, name)}.")
 
     def latents_for(self, n_units: int) -> int:
         """Return the dictionary's size for activations of `n_units` units."""

@@ -16,7 +16,7 @@ Both weight matrices have one row per latent. The decoder's rows are kept at nor
 The bias b_dec enters the encoder as b_enc - W_enc b_dec: the same numbers and gradients as subtracting it from x,
 without the sixth dense product that x's gradient would cost.
 
-Source: [@bricken2023; @gao2024; @bussmann2024].
+Source: [@bricken2023; @conerly2024; @gao2024; @bussmann2024].
 Cost: relu, five dense products of samples x units x latents per step; topk and batch_topk, one and some sparse.
 """
 
@@ -25,7 +25,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,8 @@ from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.sparse_codes import SparseCodes, batch_topk, sparse_encode, topk
 from mechint_core.features.tensor_file import read_tensors, replace_durably, write_tensors
 from mechint_core.random import torch_generator
+
+Own = TypeVar("Own", bound="SparseDictionary")  # not Self, which beartype cannot check in single methods
 
 WEIGHTS = "dictionary.safetensors"
 
@@ -129,6 +131,11 @@ class SparseDictionary(nn.Module, ABC):
         return Objective(loss, error.detach(), active.sum() / len(x), fired, least)
 
     @torch.no_grad()
+    def wake(self, dead: Bool[Tensor, "latent"]) -> None:
+        """Return the encoder's bias of dead latents to 0, so that they hear something and their gradient is not 0."""
+        self.b_enc.masked_fill_(dead, 0.0)
+
+    @torch.no_grad()
     def constrain_gradient(self) -> None:
         """Take from the decoder's gradient the part that would only change the norm of its rows."""
         if self.unit_norm and self.W_dec.grad is not None:
@@ -142,7 +149,7 @@ class SparseDictionary(nn.Module, ABC):
             self.W_dec.copy_(functional.normalize(self.W_dec, dim=1))
 
     @torch.no_grad()
-    def folded(self, centre: Float[Tensor, "unit"], scale: float, threshold: float) -> Self:
+    def folded(self: Own, centre: Float[Tensor, "unit"], scale: float, threshold: float) -> Own:
         """Return the same dictionary for x = centre + scale x', codes in the units of x.
 
         Decoder rows have norm 1 then, unless tied weights of relu forbid to move their norm to the encoder.
@@ -151,9 +158,9 @@ class SparseDictionary(nn.Module, ABC):
         made.threshold.fill_(threshold)
         if not (made.unit_norm or made.config.tied_weights):
             norm = made.W_dec.norm(dim=1).clamp_min(torch.finfo(made.W_dec.dtype).tiny)
-            made.W_dec /= norm[:, None]
-            made.W_enc *= norm[:, None]
-            made.b_enc *= norm
+            made.W_dec.div_(norm[:, None])
+            made.W_enc.mul_(norm[:, None])
+            made.b_enc.mul_(norm)
         made.b_dec.mul_(scale).add_(centre)
         made.b_enc.mul_(scale)
         made.threshold.mul_(scale)
@@ -188,7 +195,7 @@ class SparseDictionary(nn.Module, ABC):
         replace_durably(partial, folder / "config.json")
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
+    def load(cls: type[Own], folder: Path | str) -> Own:
         """Read what `save` wrote.
 
         Raises
@@ -203,7 +210,7 @@ class SparseDictionary(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: SparseAutoencoderConfig, input_dim: int) -> Self:
+    def from_config(cls: type[Own], config: SparseAutoencoderConfig, input_dim: int) -> Own:
         """Return a dictionary for activations of `input_dim` units, with its initial weights."""
 
     def _encoder_bias(self) -> Float[Tensor, "latent"]:
@@ -231,8 +238,7 @@ class SparseDictionary(nn.Module, ABC):
         if len(latents) == 0 or variance == 0:
             return x.new_zeros(())
         most = max(1, min(len(latents), self.input_dim // 2))
-        weight = self.W_enc[latents]
-        codes = sparse_encode(x, weight, -weight @ self.b_dec, topk(most))
+        codes = sparse_encode(x, self.W_enc[latents], self._encoder_bias()[latents], topk(most))
         return (residual - codes.matmul(self.W_dec[latents])).square().mean() / variance
 
 

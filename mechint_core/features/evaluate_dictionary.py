@@ -1,4 +1,4 @@
-"""How good is a sparse dictionary: how few latents explain how much?
+"""How good a sparse dictionary is: how few latents explain how much.
 
     L0        = mean number of active latents per vector
     FVU       = sum |x - x_hat|^2 / sum |x - mean|^2                        share of variance unexplained
@@ -16,20 +16,21 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.features.dictionary import SparseDictionary
 from mechint_core.features.sparse_codes import batch_topk, sparse_encode
-from mechint_core.figure import Curve, Histogram
+from mechint_core.figure import Curve, Figure, Histogram
 from mechint_core.kernels.resampling import bootstrap_rows, estimate
 from mechint_core.random import generator, torch_generator
 from mechint_core.result import NAN, Estimate, Result
 
 CHUNK_VALUES = 2**24
 """Codes computed at once."""
+MEASURES = ("active latents", "|x - x_hat|^2", "|x - mean|^2", "(x_hat - b).(x - b)", "|x_hat - b|^2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class EvaluateDictionary(Result):
         "Intervals: bootstrap over samples; dead share: Wilson's over latents. "
         "Null: random dictionaries of equal size and L0, at their best scale."
     )
-    figures: ClassVar = (
+    figures: ClassVar[tuple[Figure, ...]] = (
         Histogram(
             values="density",
             title="How often the latents fire",
@@ -81,7 +82,7 @@ class EvaluateDictionary(Result):
     l0: Estimate
     dead_share: Estimate
     shrinkage: Estimate
-    n_samples: int
+    n_vectors: int
     n_latents: int
     density: Float[np.ndarray, "latent"]
     sorted_density: Float[np.ndarray, "latent"]
@@ -98,18 +99,18 @@ class EvaluateDictionary(Result):
         return (
             f"{self.l0.value:.3g} of {self.n_latents} latents are active per vector and explain "
             f"{1 - self.fvu.value:.1%} of the variance; {verdict}. {self.dead_share.value:.1%} of the latents never "
-            f"fired on these {self.n_samples} vectors, and reconstructions have {self.shrinkage.value:.0%} of the "
+            f"fired on these {self.n_vectors} vectors, and reconstructions have {self.shrinkage.value:.0%} of the "
             f"size they should have."
         )
 
 
 def evaluate_dictionary(
-    activations: Float[np.ndarray, "sample unit"],
+    activations: Float[np.ndarray, "sample *position unit"],
     dictionary: SparseDictionary,
     *,
     config: EvaluateDictionaryConfig = EvaluateDictionaryConfig(),
 ) -> EvaluateDictionary:
-    """How much of the activations do how few latents of the dictionary explain?
+    """Measure how much of the activations how few latents of the dictionary explain.
 
     Use it on vectors that the dictionary was not trained on. Several dictionaries compare fairly only at equal L0.
     It says nothing about whether latents mean something, nor whether the model would run on the reconstructions.
@@ -117,7 +118,8 @@ def evaluate_dictionary(
     Parameters
     ----------
     activations
-        At least two vectors that differ, in the units the dictionary takes.
+        At least two samples that differ, in the units the dictionary takes. Further axes before the last are
+        flattened to vectors; the bootstrap keeps those of a sample together.
     dictionary
         A trained dictionary.
     config
@@ -134,7 +136,7 @@ def evaluate_dictionary(
     Raises
     ------
     ShapeError
-        If there are fewer than two vectors, or they have not the dictionary's number of units.
+        If there are fewer than two samples, or they have not the dictionary's number of units.
     DegenerateInputError
         If a value is not finite, or all vectors are the same.
 
@@ -156,27 +158,30 @@ def evaluate_dictionary(
     x = _checked(activations, dictionary)
     found = _measure(x, dictionary)
     n_latents = len(found.density)
-    l0, error, deviation, cross, power = found.per_sample.T
-    null = [_random_dictionary(x, n_latents, float(l0.mean()), draw, config.seed) for draw in range(config.n_null)]
+    measures = found.per_vector.reshape(len(activations), -1, len(MEASURES)).sum(axis=1)
+    l0, error, deviation, cross, power = measures.T
+    n_vectors = np.full(len(l0), len(x) / len(l0))
+    null = [
+        _random_dictionary(x, n_latents, float(l0.sum() / len(x)), draw, config.seed) for draw in range(config.n_null)
+    ]
     null_fvu, null_dead = np.array(null).T
     rng = generator(config.seed, "bootstrap")
 
     def ratio(
         top: Float[np.ndarray, "sample"], bottom: Float[np.ndarray, "sample"], null: Float[np.ndarray, "draw"] | None
     ) -> Estimate:
-        if bottom.sum() <= 0:
-            return Estimate(NAN)
-        draws = bootstrap_rows(
-            lambda rows: top[rows].sum() / bottom[rows].sum(), len(x), n_draws=config.n_bootstrap, rng=rng
-        )
-        return estimate(float(top.sum() / bottom.sum()), bootstrap=draws, null=null, tail="less", level=config.level)
+        def of(rows: Int[np.ndarray, "sample"] | slice) -> float:
+            return float(top[rows].sum() / bottom[rows].sum()) if bottom[rows].sum() > 0 else NAN
+
+        draws = bootstrap_rows(of, len(top), n_draws=config.n_bootstrap, rng=rng)
+        return estimate(of(slice(None)), bootstrap=draws, null=null, tail="less", level=config.level)
 
     return EvaluateDictionary(
         fvu=ratio(error, deviation, null_fvu),
-        l0=ratio(l0, np.ones_like(l0), None),
+        l0=ratio(l0, n_vectors, None),
         dead_share=_proportion(found.density == 0, float(null_dead.mean()), config.level),
         shrinkage=ratio(power, cross, None),
-        n_samples=len(x),
+        n_vectors=len(x),
         n_latents=n_latents,
         density=found.density,
         sorted_density=np.sort(found.density)[::-1].copy(),
@@ -185,8 +190,8 @@ def evaluate_dictionary(
 
 
 class _Measured(NamedTuple):
-    per_sample: Float[np.ndarray, "sample measure"]
-    """L0, squared error, squared deviation, (x_hat - b).(x - b), |x_hat - b|^2."""
+    per_vector: Float[np.ndarray, "sample measure"]
+    """`MEASURES`."""
     density: Float[np.ndarray, "latent"]
     mean_activation: Float[np.ndarray, "latent"]
 
@@ -195,7 +200,7 @@ class _Measured(NamedTuple):
 def _measure(x: Float[Tensor, "sample unit"], dictionary: SparseDictionary) -> _Measured:
     """Encode and decode chunk by chunk."""
     bias, mean = dictionary.b_dec, x.double().mean(dim=0)
-    counts, sums = (torch.zeros(dictionary.hidden_dim, dtype=torch.float64) for _ in range(2))
+    counts, sums = (mean.new_zeros(dictionary.hidden_dim) for _ in range(2))
     rows: list[Tensor] = []
     for chunk in x.split(max(1, CHUNK_VALUES // dictionary.hidden_dim)):
         codes = dictionary.encode(chunk)
@@ -206,7 +211,8 @@ def _measure(x: Float[Tensor, "sample unit"], dictionary: SparseDictionary) -> _
         error, deviation = (target - explained).square().sum(dim=1), (chunk.double() - mean).square().sum(dim=1)
         cross, power = (explained * target).sum(dim=1), explained.square().sum(dim=1)
         rows.append(torch.stack([active.sum(dim=1).double(), error, deviation, cross, power], dim=1))
-    return _Measured(torch.cat(rows).numpy(), (counts / len(x)).numpy(), (sums / counts.clamp_min(1)).numpy())
+    density, mean_activation = counts / len(x), sums / counts.clamp_min(1)
+    return _Measured(torch.cat(rows).cpu().numpy(), density.cpu().numpy(), mean_activation.cpu().numpy())
 
 
 @torch.no_grad()
@@ -214,9 +220,9 @@ def _random_dictionary(
     x: Float[Tensor, "sample unit"], n_latents: int, l0: float, draw: int, seed: int
 ) -> tuple[float, float]:
     """Return FVU and dead share of random directions that keep the `l0` best matches per vector."""
-    rows = torch.randn(n_latents, x.shape[1], generator=torch_generator(seed, "null", draw)).to(x.dtype)
+    rows = torch.randn(n_latents, x.shape[1], generator=torch_generator(seed, "null", draw)).to(x)
     rows, mean = functional.normalize(rows, dim=1), x.mean(dim=0)
-    fired = torch.zeros(n_latents, dtype=torch.bool)
+    fired = torch.zeros(n_latents, dtype=torch.bool, device=x.device)
     deviation = cross = power = 0.0
     for chunk in x.split(max(1, CHUNK_VALUES // n_latents)):
         codes = sparse_encode(chunk, rows, -rows @ mean, batch_topk(l0))
@@ -239,16 +245,18 @@ def _proportion(hits: np.ndarray, null: float, level: float) -> Estimate:
 
 
 def _checked(
-    activations: Float[np.ndarray, "sample unit"], dictionary: SparseDictionary
-) -> Float[Tensor, "sample unit"]:
-    if activations.ndim != 2 or len(activations) < 2 or activations.shape[1] != dictionary.input_dim:
+    activations: Float[np.ndarray, "sample *position unit"], dictionary: SparseDictionary
+) -> Float[Tensor, "vector unit"]:
+    """Return the vectors, which the dictionary can encode and whose variance can be explained."""
+    if activations.ndim < 2 or len(activations) < 2 or activations.shape[-1] != dictionary.input_dim:
         raise ShapeError(
-            f"activations must be (sample >= 2, unit = {dictionary.input_dim}). Got shape {activations.shape}."
+            f"activations must be (sample >= 2, ..., unit = {dictionary.input_dim}). Got shape {activations.shape}."
         )
-    if not np.isfinite(activations).all():
+    vectors = activations.reshape(-1, dictionary.input_dim)
+    if not np.isfinite(vectors).all():
         raise DegenerateInputError("activations must be finite. Got NaN or infinity.")
-    if (activations == activations[0]).all():
+    if (vectors == vectors[0]).all():
         raise DegenerateInputError(
             "activations must differ. Got vectors that are all the same: no variance to explain."
         )
-    return torch.from_numpy(np.asarray(activations)).to(dictionary.W_dec)
+    return torch.tensor(vectors).to(dictionary.W_dec)

@@ -1,4 +1,4 @@
-"""Do two dictionaries hold the same features?
+"""Whether two dictionaries hold the same features.
 
     cos_ij = |a_i . b_j| / (|a_i| |b_j|)
     MMCS   = mean over j of max over i of cos_ij                 every b_j may choose the same a_i
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
-from mechint_core.figure import Histogram
+from mechint_core.figure import Figure, Histogram
 from mechint_core.kernels.resampling import bootstrap_rows, estimate
 from mechint_core.random import generator
 from mechint_core.result import Estimate, Result
@@ -53,7 +53,7 @@ class MatchFeatures(Result):
 
     technique: ClassVar[str] = "match_features"
     evidence: ClassVar[str] = "Intervals: bootstrap over features. Null: random directions, as many as latents."
-    figures: ClassVar = (
+    figures: ClassVar[tuple[Figure, ...]] = (
         Histogram(
             values="partner_cosine", title="How well each feature is matched", x_label="|cosine| with its partner"
         ),
@@ -86,7 +86,7 @@ def match_features(
     *,
     config: MatchFeaturesConfig = MatchFeaturesConfig(),
 ) -> MatchFeatures:
-    """How many of the features in `b` does the dictionary `a` hold?
+    """Find how many of the features in `b` the dictionary `a` holds.
 
     Use it for recovery of planted features, or for stability between seeds, sites or checkpoints. Sign is ignored,
     and so is how often a feature is used. Two dictionaries may span the same space and share no feature.

@@ -1,4 +1,4 @@
-"""Which sparse features are the activations made of?
+"""Which sparse features the activations are made of.
 
     f(x) = sparsify(W_enc (x - b_dec) + b_enc),     x_hat = W_dec^T f(x) + b_dec,     |W_dec,j| = 1
 
@@ -11,7 +11,7 @@ Cost: see `dictionary.py`. Chunked over: blocks of samples; memory does not grow
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from mechint_core.errors import ConfigurationError
 from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.dictionary import SparseDictionary
 from mechint_core.features.evaluate_dictionary import EvaluateDictionaryConfig, evaluate_dictionary
-from mechint_core.features.training import METRICS, STATE, OnProgress, Trainer
-from mechint_core.figure import Curve
+from mechint_core.features.training import METRICS, OnProgress, Trainer
+from mechint_core.figure import Curve, Figure
 from mechint_core.kernels.shuffle import BlockShuffle
 from mechint_core.parallel import Rows
 from mechint_core.random import derive_seed
@@ -33,6 +33,8 @@ CURVE_POINTS = 200
 """Points at most along a training curve."""
 EVALUATED = 2048
 """Vectors that the final estimates are made on."""
+SAMPLE_BYTES = 2**26
+"""Memory for drawing them."""
 
 
 @final
@@ -81,7 +83,7 @@ class SparseAutoencoder(SparseDictionary):
         super().__init__(input_dim, chosen)
 
     @classmethod
-    def from_config(cls, config: SparseAutoencoderConfig, input_dim: int) -> Self:
+    def from_config(cls, config: SparseAutoencoderConfig, input_dim: int) -> "SparseAutoencoder":
         """Return the autoencoder that `config` describes for vectors of `input_dim` units, untrained."""
         return cls(input_dim, config.latents_for(input_dim), config=config)
 
@@ -130,13 +132,6 @@ class SparseAutoencoder(SparseDictionary):
         return self.encode(torch.as_tensor(x).to(self.W_dec)).cpu()
 
 
-@final
-class SparseAutoencoderTrainer(Trainer[SparseAutoencoder]):
-    """One training run of a sparse autoencoder: step it, save it, resume it."""
-
-    model_class = SparseAutoencoder
-
-
 @dataclass(frozen=True, slots=True)
 class SparseAutoencoderTraining(Result):
     """How a sparse autoencoder learned, and how good it ended."""
@@ -146,7 +141,7 @@ class SparseAutoencoderTraining(Result):
         "Final numbers on a sample of the training vectors; intervals: bootstrap over samples (dead share: Wilson's "
         "over latents); null: random dictionaries of equal size and L0, at their best scale."
     )
-    figures: ClassVar = (
+    figures: ClassVar[tuple[Figure, ...]] = (
         Curve(y=("loss", "fvu_curve"), x="step", title="Learning", x_label="step", y_label="loss, FVU", log_y=True),
         Curve(y=("l0_curve",), x="step", title="Active latents per vector", x_label="step", y_label="L0"),
         Curve(y=("dead_curve",), x="step", title="Dead latents", x_label="step", y_label="share"),
@@ -175,6 +170,44 @@ class SparseAutoencoderTraining(Result):
         )
 
 
+@final
+class SparseAutoencoderTrainer(Trainer[SparseAutoencoder]):
+    """One training run of a sparse autoencoder: step it, save it, resume it."""
+
+    model_class = SparseAutoencoder
+
+    def history(self) -> SparseAutoencoderTraining:
+        """Return the curves up to now, and estimates of the model as it is now on a sample of the source.
+
+        Raises
+        ------
+        ConfigurationError
+            If no step was made.
+        """
+        if self.n_done == 0:
+            raise ConfigurationError("a history needs at least one step. Got 0. Call `run` or `step` first.")
+        seed = derive_seed(self.config.seed, "evaluation")
+        sample = next(BlockShuffle(self.source, batch_size=EVALUATED, seed=seed, buffer_bytes=SAMPLE_BYTES))
+        config = EvaluateDictionaryConfig(seed=self.config.seed)
+        final = evaluate_dictionary(sample.astype(np.float32), self.finished(), config=config)
+        metrics = self.metrics[: self.n_done].double().cpu().numpy()
+        runs = np.array_split(np.arange(self.n_done), min(CURVE_POINTS, self.n_done))
+        curves = dict(zip(METRICS, np.stack([metrics[run].mean(axis=0) for run in runs], axis=1), strict=True))
+        return SparseAutoencoderTraining(
+            fvu=final.fvu,
+            l0=final.l0,
+            dead_share=final.dead_share,
+            shrinkage=final.shrinkage,
+            n_steps=self.n_done,
+            n_latents=self.model.hidden_dim,
+            step=np.array([run[-1] + 1.0 for run in runs]),
+            loss=curves["loss"],
+            fvu_curve=curves["fvu"],
+            l0_curve=curves["l0"],
+            dead_curve=curves["dead_share"],
+        )
+
+
 def train_sparse_autoencoder(
     source: Float[Rows, "sample *position unit"],
     *,
@@ -182,7 +215,7 @@ def train_sparse_autoencoder(
     folder: Path | str | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[SparseAutoencoder, SparseAutoencoderTraining]:
-    """Which sparse features are these activations made of?
+    """Find the sparse features that these activations are made of.
 
     Use it when units respond to many unrelated things. It assumes that vectors are sums of few directions with
     non-negative strength. A dictionary always comes out: whether its features mean something, `evaluate_dictionary`
@@ -203,7 +236,7 @@ def train_sparse_autoencoder(
     Returns
     -------
     SparseAutoencoder
-        On the CPU, in the units of `source`, with decoder rows of norm 1.
+        On the CPU, in the units of `source`, with decoder rows of norm 1 (unless relu with tied weights).
     SparseAutoencoderTraining
         Curves over training, and final estimates on training vectors.
 
@@ -226,30 +259,4 @@ def train_sparse_autoencoder(
     """
     trainer = SparseAutoencoderTrainer.start_or_resume(folder, source, config=config)
     trainer.run(folder=folder, on_progress=on_progress)
-    model = trainer.finished()
-    return model, _training_result(trainer, model, source)
-
-
-def _training_result(
-    trainer: SparseAutoencoderTrainer, model: SparseAutoencoder, source: Rows
-) -> SparseAutoencoderTraining:
-    """Average the curves to a few points, and evaluate the finished model on a sample."""
-    seed = derive_seed(trainer.config.seed, "evaluation")
-    sample = next(BlockShuffle(source, batch_size=EVALUATED, seed=seed, buffer_bytes=2**26)).astype(np.float32)
-    final = evaluate_dictionary(sample, model, config=EvaluateDictionaryConfig(seed=trainer.config.seed))
-    metrics = trainer.metrics.double().cpu().numpy()
-    runs = np.array_split(np.arange(trainer.n_steps), min(CURVE_POINTS, trainer.n_steps))
-    curves = dict(zip(METRICS, np.stack([metrics[run].mean(axis=0) for run in runs], axis=1), strict=True))
-    return SparseAutoencoderTraining(
-        fvu=final.fvu,
-        l0=final.l0,
-        dead_share=final.dead_share,
-        shrinkage=final.shrinkage,
-        n_steps=trainer.n_steps,
-        n_latents=model.hidden_dim,
-        step=np.array([run[-1] + 1.0 for run in runs]),
-        loss=curves["loss"],
-        fvu_curve=curves["fvu"],
-        l0_curve=curves["l0"],
-        dead_curve=curves["dead_share"],
-    )
+    return trainer.finished(), trainer.history()

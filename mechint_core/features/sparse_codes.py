@@ -68,7 +68,7 @@ def topk(k: int) -> Select:
     return select
 
 
-def batch_topk(k: float) -> Select:
+def batch_topk(k: int | float) -> Select:
     """Keep the k * samples largest of the whole batch [@bussmann2024]."""
 
     def select(pre: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,12 @@ integers of the loader; there is no other randomness. `save` writes them as one 
 Cost: `n_epochs` reads of the rows. Memory: one shuffle buffer, one batch of codes, three copies of the weights.
 """
 
+import hashlib
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from mechint_core.parallel import Rows
 from mechint_core.random import derive_seed
 
 Model = TypeVar("Model", bound=SparseDictionary)
+Run = TypeVar("Run", bound="Trainer[Any]")  # not Self, which beartype cannot check in single methods
 OnProgress = Callable[[int, dict[str, float]], None]
 
 METRICS = ("loss", "fvu", "l0", "dead_share")
@@ -61,6 +63,7 @@ class Trainer(ABC, Generic[Model]):
     """What a subclass trains: an instance of `Model`."""
 
     def __init__(self, source: Rows, *, config: SparseAutoencoderConfig = SparseAutoencoderConfig()) -> None:
+        self.source = source
         self._batches = BlockShuffle(source, batch_size=config.batch_size, seed=derive_seed(config.seed, "batches"))
         self.centre, self.scale = _standardisation(source, config.seed)
         device = torch.device(config.device)
@@ -111,7 +114,9 @@ class Trainer(ABC, Generic[Model]):
         rising = min(1.0, share / self.config.warmup) if self.config.warmup else 1.0
         falling = min(1.0, (1 - share + 1 / self.n_steps) / self.config.decay) if self.config.decay else 1.0
         self._adam.param_groups[0]["lr"] = self._peak_lr * min(rising, falling)
-        found = self.model.objective(x, penalty=rising, dead=self._dead())
+        dead = self._dead()
+        self.model.wake(dead)
+        found = self.model.objective(x, penalty=rising, dead=dead)
         self._adam.zero_grad()
         found.loss.backward()
         self.model.constrain_gradient()
@@ -145,10 +150,13 @@ class Trainer(ABC, Generic[Model]):
         tensors |= {"centre": self.centre, "silent": self._silent, "threshold": self._threshold}
         tensors |= {"metrics": self.metrics[: self.n_done]}
         about = {"n_done": self.n_done, "scale": self.scale, "loader": self._batches.state()}
-        write_tensors(Path(folder) / STATE, tensors, about | {"config": asdict(self.config)})
+        about |= {"config": asdict(self.config), "source": _fingerprint(self.source)}
+        write_tensors(Path(folder) / STATE, tensors, about)
 
     @classmethod
-    def start_or_resume(cls, folder: Path | str | None, source: Rows, *, config: SparseAutoencoderConfig) -> Self:
+    def start_or_resume(
+        cls: type[Run], folder: Path | str | None, source: Rows, *, config: SparseAutoencoderConfig
+    ) -> Run:
         """Resume the run saved in `folder` if there is one, else start it.
 
         Raises
@@ -167,7 +175,7 @@ class Trainer(ABC, Generic[Model]):
         return resumed
 
     @classmethod
-    def resume(cls, folder: Path | str, source: Rows) -> Self:
+    def resume(cls: type[Run], folder: Path | str, source: Rows) -> Run:
         """Return the saved run, ready to make the very steps it would have made.
 
         Raises
@@ -177,10 +185,7 @@ class Trainer(ABC, Generic[Model]):
         """
         tensors, about = read_tensors(Path(folder) / STATE)
         made = cls(source, config=read_config(about))
-        same = tensors["centre"].shape == made.centre.shape and torch.allclose(
-            tensors["centre"], made.centre, rtol=1e-3
-        )
-        if not same or len(tensors["metrics"]) > made.n_steps:
+        if about["source"] != _fingerprint(source):
             raise CheckpointError(f"source must be what {folder} was trained on. Got other vectors.")
         made._restore(tensors, about)
         return made
@@ -191,10 +196,9 @@ class Trainer(ABC, Generic[Model]):
         self._silent.copy_(tensors["silent"])
         self._threshold.copy_(tensors["threshold"])
         self.metrics[: self.n_done] = tensors["metrics"].to(self.metrics.device)
-        self.model.take({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+        self.model.take(_under("model.", tensors))
         for name, parameter in self.model.named_parameters():
-            prefix = f"adam.{name}."
-            moments = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+            moments = _under(f"adam.{name}.", tensors)
             if moments:
                 self._adam.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
         self._batches.restore(about["loader"])
@@ -217,6 +221,18 @@ class Trainer(ABC, Generic[Model]):
         weight = 1 / max(1.0, min(self.config.threshold_window * self.n_steps, MAX_THRESHOLD_STEPS))
         new = torch.stack([least.double(), torch.ones_like(least, dtype=torch.float64)])
         self._threshold.lerp_(new, weight)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fingerprint(source: Rows) -> str:
+    """Return a digest of the shape, dtype, first and last rows: enough to notice another array."""
+    digest = hashlib.sha256(f"{source.shape} {source.dtype}".encode())
+    for rows in (slice(0, 4), slice(max(0, source.shape[0] - 4), source.shape[0])):
+        digest.update(np.ascontiguousarray(source[rows]).tobytes())
+    return digest.hexdigest()
 
 
 def _standardisation(source: Rows, seed: int) -> tuple[Float[Tensor, "unit"], float]:

@@ -14,7 +14,7 @@ Cost: each row is read once per epoch (once in all, if the buffer holds every ro
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mechint_core.errors import ConfigurationError, ShapeError
 from mechint_core.parallel import Rows
@@ -43,7 +43,7 @@ class BlockShuffle(Iterator[Float[np.ndarray, "sample unit"]]):
     seed
         Names the order. The same seed gives the same batches, wherever the rows are kept.
     buffer_bytes
-        Memory for shuffling (one block, if that is more). Vectors further apart in the epoch than one buffer never share a batch.
+        Memory for shuffling (one block, if that is more). Only vectors that share the buffer can share a batch.
     block_rows
         Rows (of the first axis) read together. By default at least `BLOCK_VECTORS` and `BLOCK_BYTES`.
 
@@ -85,7 +85,7 @@ class BlockShuffle(Iterator[Float[np.ndarray, "sample unit"]]):
         self._batch_size = batch_size
         self._epoch = self._batch = 0
         self._planned = self._filled = -1  # the epoch and fill that the next three fields belong to
-        self._fills: list[Int[np.ndarray, "row"]] = []  # the blocks of each fill
+        self._fills: list[np.ndarray] = []  # the blocks of each fill
         self._starts = np.zeros(0, np.int64)  # first vector of each fill, and the end of the last
         self._order = np.zeros(0, np.int64)
         self._held: tuple[int, ...] = ()  # the blocks now in the buffer

@@ -1,9 +1,9 @@
-"""`record`: write a ratio into docs/reference/benchmarks.md, with the machine and the versions, and hold it to its bar."""
+"""`record`: write a ratio into docs/reference/benchmarks.md, with machine and versions, and hold it to its bar."""
 
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,8 @@ Record = Callable[..., None]
 
 
 @pytest.fixture
-def record() -> Iterator[Record]:
-    """Return `record(name, ratio, bar, *, unit, note)`: smaller is better, and above the bar the benchmark fails."""
+def record() -> Record:
+    """`record(name, ratio, bar, *, unit, note)`: smaller is better; above the bar the benchmark fails."""
 
     def write(name: str, ratio: float, bar: float, *, unit: str = "x peer's CPU time", note: str = "") -> None:
         figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
@@ -35,28 +35,29 @@ def record() -> Iterator[Record]:
         PAGE.write_text(page(figures))
         assert ratio <= bar, f"{name}: {ratio:.3f} {unit}, bar {bar}"
 
-    yield write
+    return write
 
 
 def page(figures: dict[str, dict[str, object]]) -> str:
+    columns = ("ratio", "bar", "unit", "note", "load", "at")
     rows = [
-        f"| {name} | {each['ratio']} | {each['bar']} | {each['unit']} | {each['note']} | {each['load']} | {each['at']} |"
+        "| " + " | ".join([name, *(str(each[column]) for column in columns)]) + " |"
         for name, each in sorted(figures.items())
     ]
     stack = ", ".join(f"{name} {version(name)}" for name in STACK)
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            "Written by `make bench`. Each figure is a ratio to a named peer or to the arithmetic floor, measured in the same",
-            "run; smaller is better. Load is the machine's one-minute load when the figure was taken: above 1.5, distrust it.",
-            "",
-            f"Machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}.",
-            f"Versions: {stack}.",
-            "",
-            "| what | ratio | bar | unit | note | load | date |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    return (
+        f"""# Benchmarks
+
+Written by `make bench`. Each figure is a ratio to a named peer or to the arithmetic floor, measured in the same run;
+smaller is better. Load is the machine's one-minute load when the figure was taken: far above 1, distrust it.
+
+Machine: {machine}.
+Versions: {stack}.
+
+| what | ratio | bar | unit | note | load | date |
+|---|---|---|---|---|---|---|
+"""
+        + "\n".join(rows)
+        + "\n"
     )

@@ -159,7 +159,7 @@ def test_rsa__streamed_equals_whole(metric, seed, block_rows, threads):
     x, y = related(60, 5, 4, seed)
     config = RSAConfig(metric=metric, n_inference=20, n_bootstrap=20, n_permutations=20)
     with pytest.MonkeyPatch.context() as patch, compute(Backend(threads=threads)):
-        patch.setattr(linear_kernels, "BLOCK_ROWS", block_rows)
+        patch.setattr(linear_kernels, "PREPARED_BLOCK_ROWS", block_rows)
         streamed = rsa(x, y, config=config).scalars()
 
     assert streamed == pytest.approx(rsa(x, y, config=config).scalars(), abs=1e-10)
@@ -239,6 +239,17 @@ def test_rsa__p_values_are_uniform_under_the_null(comparison):
     assert stats.kstest([rsa(*pair, config=config).similarity.p_value for pair in pairs], "uniform").statistic < 0.112
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n_inference", [600, 150], ids=["on all", "on a quarter"])
+def test_rsa__interval_covers_the_population_value(n_inference):
+    """95 ± 4 % of 300 intervals; the binomial standard error is 1.3 %."""
+    config = RSAConfig(metric="euclidean", n_inference=n_inference, n_bootstrap=300, n_permutations=0)
+    pairs = (aligned_systems(600, 10, similarity=0.5, seed=seed) for seed in range(300))
+    found = [rsa(pair.x, pair.y, config=config).similarity for pair in pairs]
+
+    assert 0.91 < np.mean([each.low <= 0.5 <= each.high for each in found]) < 0.99
+
+
 # Bad input
 def test_rsa__raises_on_three_conditions():
     with pytest.raises(ShapeError, match=r"at least 4 conditions. Got shape \(3, 4\)"):
@@ -260,6 +271,15 @@ def test_rsa__raises_on_nan(rng):
 def test_rsa__raises_when_all_conditions_are_equally_far_apart(rng):
     with pytest.raises(DegenerateInputError, match="dissimilarities of y must differ"):
         rsa(rng.normal(size=(8, 4)), np.eye(8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rsa__raises_when_rounding_is_all_that_tells_conditions_apart(rng, dtype):
+    """Proportional rows correlate perfectly: what is left of their distances is noise of the arithmetic."""
+    proportional = np.outer(rng.uniform(1, 9, size=30), rng.normal(size=5)).astype(dtype)
+
+    with pytest.raises(DegenerateInputError, match="x must vary"):
+        value(proportional, rng.normal(size=(30, 5)).astype(dtype))
 
 
 @pytest.mark.parametrize(("metric", "row", "match"), [("correlation", 0.1, "constant row"), ("cosine", 0.0, "zeros")])
