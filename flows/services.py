@@ -41,7 +41,7 @@ def prefect_server() -> Generator[str]:
         try:
             yield url
         finally:
-            _send_what_is_left()
+            send_what_is_left()
             del os.environ["PREFECT_API_URL"]
 
 
@@ -89,7 +89,7 @@ def wait_for(url: str, *, seconds: float = _START_SECONDS) -> None:
     )
 
 
-def _send_what_is_left() -> None:
+def send_what_is_left() -> None:
     """Let Prefect send its logs and events while the server still answers: later it would retry for a minute."""
     if "prefect" in sys.modules:
         from prefect.events.worker import EventsWorker

@@ -51,9 +51,10 @@ def prefect_api() -> Iterator[str]:
     """One Prefect server for the session: started on a free port, stopped at the end."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.services import free_port, server_process, wait_for
+    from flows.services import free_port, send_what_is_left, server_process, wait_for
 
     with server_process(free_port()) as url:
         wait_for(url)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
+            send_what_is_left()

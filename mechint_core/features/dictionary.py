@@ -131,11 +131,6 @@ class SparseDictionary(nn.Module, ABC):
         return Objective(loss, error.detach(), active.sum() / len(x), fired, least)
 
     @torch.no_grad()
-    def wake(self, dead: Bool[Tensor, "latent"]) -> None:
-        """Return the encoder's bias of dead latents to 0, so that they hear something and their gradient is not 0."""
-        self.b_enc.masked_fill_(dead, 0.0)
-
-    @torch.no_grad()
     def constrain_gradient(self) -> None:
         """Take from the decoder's gradient the part that would only change the norm of its rows."""
         if self.unit_norm and self.W_dec.grad is not None:
@@ -238,7 +233,8 @@ class SparseDictionary(nn.Module, ABC):
         if len(latents) == 0 or variance == 0:
             return x.new_zeros(())
         most = max(1, min(len(latents), self.input_dim // 2))
-        codes = sparse_encode(x, self.W_enc[latents], self._encoder_bias()[latents], topk(most))
+        weight = self.W_enc[latents]
+        codes = sparse_encode(x, weight, -weight @ self.b_dec, topk(most))
         return (residual - codes.matmul(self.W_dec[latents])).square().mean() / variance
 
 

@@ -114,9 +114,7 @@ class Trainer(ABC, Generic[Model]):
         rising = min(1.0, share / self.config.warmup) if self.config.warmup else 1.0
         falling = min(1.0, (1 - share + 1 / self.n_steps) / self.config.decay) if self.config.decay else 1.0
         self._adam.param_groups[0]["lr"] = self._peak_lr * min(rising, falling)
-        dead = self._dead()
-        self.model.wake(dead)
-        found = self.model.objective(x, penalty=rising, dead=dead)
+        found = self.model.objective(x, penalty=rising, dead=self._dead())
         self._adam.zero_grad()
         found.loss.backward()
         self.model.constrain_gradient()

@@ -102,7 +102,7 @@ def test_monitor_training__tracks_each_checkpoint_as_a_model(tmp_path: Path):
     assert len(ranked) == len(STEPS)
     assert run.data.tags["prefect.flow_run_id"]
     assert {each.dataset.name for each in run.inputs.dataset_inputs} == {"probe.x", "probe.label"}
-    history = client.get_metric_history(monitored.mlflow_run, "cka/act~out/cka")
+    history = client.get_metric_history(monitored.mlflow_run, "cka/act-out/similarity")
     assert sorted(point.step for point in history) == list(STEPS)
 
 

@@ -240,11 +240,11 @@ def test_rsa__p_values_are_uniform_under_the_null(comparison):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_inference", [600, 150], ids=["on all", "on a quarter"])
+@pytest.mark.parametrize("n_inference", [200, 50], ids=["on all", "on a quarter"])
 def test_rsa__interval_covers_the_population_value(n_inference):
     """95 ± 4 % of 300 intervals; the binomial standard error is 1.3 %."""
     config = RSAConfig(metric="euclidean", n_inference=n_inference, n_bootstrap=300, n_permutations=0)
-    pairs = (aligned_systems(600, 10, similarity=0.5, seed=seed) for seed in range(300))
+    pairs = (aligned_systems(200, 10, similarity=0.5, seed=seed) for seed in range(300))
     found = [rsa(pair.x, pair.y, config=config).similarity for pair in pairs]
 
     assert 0.91 < np.mean([each.low <= 0.5 <= each.high for each in found]) < 0.99

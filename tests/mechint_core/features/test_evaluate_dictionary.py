@@ -1,3 +1,5 @@
+import sys
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -99,7 +101,7 @@ def test_evaluate_dictionary__the_planted_dictionary_beats_its_null_and_a_random
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_evaluate_dictionary__equals_the_formulas_on_the_whole_array(rng, activation, monkeypatch):
     """The function goes chunk by chunk (here of 10 rows); sums in float64 agree to rounding."""
-    monkeypatch.setattr("mechint_core.features.evaluate_dictionary.CHUNK_VALUES", 240)
+    monkeypatch.setattr(sys.modules[evaluate_dictionary.__module__], "CHUNK_VALUES", 240)
     x, made = rng.normal(size=(157, 6)) + 0.3, random()
     made.config = SparseAutoencoderConfig(activation=activation, n_latents=24, k=4)
     made.b_dec.data = torch.from_numpy(rng.normal(size=6))

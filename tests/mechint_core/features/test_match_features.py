@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -64,8 +66,6 @@ def test_match_features__more_features_than_latents_leaves_some_without_partner(
 # Oracle
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 50))
 def test_match_features__equals_trying_every_pairing(n, d, seed):
-    from itertools import permutations
-
     a, b = directions(n, d, seed), directions(n, d, seed + 1000)
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b)]
     cosine = np.abs(unit[1] @ unit[0].T)
@@ -90,10 +90,9 @@ def test_match_features__ignores_sign_length_order_and_rotation(n, m, d, scale, 
 
 
 # Bad input
-@pytest.mark.parametrize(("a", "b"), [((3,), (3, 2)), ((3, 2), (3, 4)), ((0, 2), (3, 2))])
-def test_match_features__refuses_other_shapes(a, b):
-    with pytest.raises((ShapeError, TypeError), match="must be|Type-check"):
-        match_features(np.ones(a), np.ones(b))
+def test_match_features__refuses_an_empty_dictionary():
+    with pytest.raises(ShapeError, match="a and b must be"):
+        match_features(np.ones((0, 2)), np.ones((3, 2)))
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
