@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something was found or failed (doctor, verify, an analysis
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ def doctor() -> None:
     findings = list(examine())
     for finding in findings:
         mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
-        out.print(f"{mark} {finding.subject:<22} {finding.detail}")
+        out.print(f"{mark} {finding.subject:<22} {escape(finding.detail)}", soft_wrap=True, highlight=False)
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 
@@ -173,7 +174,8 @@ def store_ls() -> None:
     entries = list(ActivationStore(settings().store_location).ls())
     for entry in entries:
         state = entry.digest[:12] if entry.committed else "[red]not committed[/]"
-        out.print(f"{entry.kind:<12} {_size(entry.bytes):>9}  {state:<14} {entry.path}", highlight=False)
+        line = f"{entry.kind:<12} {_size(entry.bytes):>9}  {state:<14} {entry.path}"
+        out.print(line, highlight=False, soft_wrap=True)
     out.print(f"[dim]{len(entries)} entries, {_size(sum(entry.bytes for entry in entries))}")
 
 
@@ -206,7 +208,7 @@ def store_gc(force: bool) -> None:
 
     removed = list(ActivationStore(settings().store_location).gc(dry_run=not force))
     for entry in removed:
-        out.print(f"{_size(entry.bytes):>9}  {entry.path}", highlight=False)
+        out.print(f"{_size(entry.bytes):>9}  {entry.path}", highlight=False, soft_wrap=True)
     verb = "removed" if force else "would be removed; --force removes them"
     out.print(f"{len(removed)} entries {verb}.")
 
@@ -227,6 +229,7 @@ def services() -> Generator[None]:
 
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence, not in a traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         mechint.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -236,14 +239,20 @@ def main() -> None:
         problem.show()
         sys.exit(problem.exit_code)
     except MechintError as problem:
-        err.print("[red]Error:[/]", escape(str(problem)), highlight=False)
+        err.print("[red]Error:[/]", escape(str(problem)), highlight=False, soft_wrap=True)
         sys.exit(1 if isinstance(problem, RuntimeError | OSError) else 2)
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    """End as after an exception, so that what was started is stopped."""
+    sys.exit(143)
 
 
 def _tell(monitored: "Monitored") -> None:
     out.print(
         f"{monitored.n_collected} arrays recorded, {monitored.n_analysed} results computed, "
-        f"{monitored.n_results} in all.\n[bold]Report[/] {monitored.report}"
+        f"{monitored.n_results} in all.\n[bold]Report[/] {monitored.report}",
+        soft_wrap=True,
     )
 
 
@@ -253,7 +262,8 @@ def _describe(config: Path) -> None:
     from flows.plan import make_plan
     from tasks.settings import settings
 
-    out.print(describe(make_plan(configuration(config), settings().store_location)), highlight=False)
+    text = describe(make_plan(configuration(config), settings().store_location))
+    out.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _size(n_bytes: float) -> str:

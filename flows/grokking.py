@@ -42,6 +42,7 @@ def train_network(seed: int, folder: Path) -> None:
             at = step
 
         train(training, folder, on_progress=show)
+        advance("done", training.epochs - at)
 
 
 def demonstration(seed: int = 0) -> RunSection:

@@ -48,10 +48,10 @@ def prefect_server() -> Generator[str]:
 @contextmanager
 def server_process(port: int) -> Generator[str]:
     """Start a Prefect server on the loopback `port`; stop it at the end. It need not answer yet: see `wait_for`."""
-    script = str(Path(__file__).with_name("_server.py"))
-    environment = os.environ | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"}
+    environment = os.environ | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT__SERVER_FINAL": "1"}
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-P", script, str(port), str(os.getpid())]
+    app = ["--factory", "prefect.server.api.server:create_app", "--timeout-keep-alive", "5", "--log-level", "warning"]
+    command = [sys.executable, "-P", "-m", "uvicorn", *app, "--host", "127.0.0.1", "--port", str(port)]
     with _child(command, environment, settings().root / "prefect" / "server.log"):
         yield f"http://127.0.0.1:{port}/api"
 
@@ -103,9 +103,10 @@ def send_what_is_left() -> None:
 def _child(command: list[str], environment: dict[str, str], log: Path) -> Generator[None]:
     """Run a server with its output in `log`; stop it, and what it started, at the end."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    guard = [sys.executable, "-P", str(Path(__file__).with_name("_guard.py")), str(os.getpid())]
     with log.open("wb") as output:
         server = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            [*guard, *command], stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
         yield

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_RUN_NOTE
 
 from mechint_core.report import draw
 from mechint_core.store import StoredResult
@@ -171,6 +171,7 @@ def _logged_model(client: MlflowClient, experiment: str, parent: Run, name: str,
         params={"step": str(step)},
         model_type="checkpoint",
     )
+    client.log_outputs(parent.info.run_id, [LoggedModelOutput(made.model_id, step)])
     return client.finalize_logged_model(made.model_id, "READY")
 
 
@@ -181,6 +182,8 @@ def _log_overall(client: MlflowClient, parent: Run, results: Sequence[StoredResu
         return False
     _log_metrics(client, parent, _metrics(results, 0, None))
     client.set_tag(parent.info.run_id, "mechint.overall", digest)
+    readings = [f"**{each.key.technique} {each.key.name}**: {each.reading}" for each in results]
+    client.set_tag(parent.info.run_id, MLFLOW_RUN_NOTE, "\n\n".join(readings))
     return True
 
 

@@ -234,7 +234,7 @@ class SparseDictionary(nn.Module, ABC):
             return x.new_zeros(())
         most = max(1, min(len(latents), self.input_dim // 2))
         weight = self.W_enc[latents]
-        codes = sparse_encode(x, weight, -weight @ self.b_dec, topk(most))
+        codes = sparse_encode(x, weight, -weight @ x.mean(dim=0), topk(most))
         return (residual - codes.matmul(self.W_dec[latents])).square().mean() / variance
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.services import free_port
 from mechint_core.store import ActivationStore
 from tests.flows.tiny import ROOT, STEPS, configuration, write_run
 
@@ -145,3 +147,28 @@ def test_cite__prints_bibtex_of_the_techniques_used(tmp_path: Path):
     done = mechint("--home", str(tmp_path / "home"), "cite", str(write_run(tmp_path)))
 
     assert "@article{kornblith2019" in done.stdout or "@inproceedings{kornblith2019" in done.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_ui__serves_on_loopback_and_leaves_nothing_running(tmp_path: Path, how: signal.Signals):
+    ports = [free_port(), free_port()]
+    options = ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    with subprocess.Popen(
+        command("--home", str(tmp_path / "home"), "ui", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        lines = [running.stdout.readline() for _ in range(2)]
+        os.kill(running.pid, how)
+        running.wait(timeout=60)
+
+    assert f"http://127.0.0.1:{ports[0]}" in lines[0]
+    assert f"http://127.0.0.1:{ports[1]}" in lines[1]
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline and any(is_listening(port) for port in ports):
+        time.sleep(0.5)
+    assert not any(is_listening(port) for port in ports)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
