@@ -47,11 +47,12 @@ class SparseAutoencoderConfig:
     """Share of the run, at its end, over which the step size falls linearly to 0."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    dead_window: float = 0.01
-    """A latent that has not fired for this share of the run's vectors (at most 10 million, at least one batch)
+    dead_window: float = 0.005
+    """A latent that has not fired for this share of the run's vectors (at most 10 million, at least four batches)
     counts as dead."""
-    auxiliary_coef: float = 1 / 32
-    """Weight of the error left when dead latents try to explain what the living ones leave unexplained."""
+    auxiliary_coef: float = 0.25
+    """topk, batch_topk: weight of the error left when dead latents try to explain what the living ones leave. [@gao2024]
+    has 1/32, for runs so long that Adam's memory of a latent's life, a thousand steps, does not matter."""
     threshold_window: float = 0.05
     """batch_topk: share of the run over which the threshold that replaces the batch is averaged (at most 100 steps)."""
     seed: int = 0

@@ -37,6 +37,7 @@ OnProgress = Callable[[int, dict[str, float]], None]
 METRICS = ("loss", "fvu", "l0", "dead_share")
 STATE = "training.safetensors"
 MAX_DEAD_VECTORS = 10_000_000
+MIN_DEAD_BATCHES = 4
 MAX_THRESHOLD_STEPS = 100
 SAMPLE_VECTORS = 4096
 
@@ -210,7 +211,7 @@ class Trainer(ABC, Generic[Model]):
 
     def _dead(self) -> Tensor:
         window = self.config.dead_window * self._batches.n_vectors * self.config.n_epochs
-        return self._silent >= max(self.config.batch_size, min(window, MAX_DEAD_VECTORS))
+        return self._silent >= max(MIN_DEAD_BATCHES * self.config.batch_size, min(window, MAX_DEAD_VECTORS))
 
     def _follow(self, least: Tensor) -> None:
         """Add one batch's threshold to its running mean."""

@@ -79,14 +79,18 @@ def test_constrain_gradient__leaves_only_what_turns_the_rows():
     assert made.W_dec.grad.norm() > 0
 
 
-def test_auxiliary__wakes_a_latent_that_its_own_bias_keeps_silent():
-    """A latent that never opens gets no gradient through its ReLU; the auxiliary loss must reach it all the same."""
-    made = dictionary("topk", auxiliary_coef=1.0)
-    made.b_enc.data[0] = -1e3
+@pytest.mark.parametrize("silenced_by", ["bias", "direction"])
+def test_auxiliary__reaches_a_latent_that_never_opens(silenced_by):
+    """No gradient passes a closed ReLU; the auxiliary loss must reach such a latent all the same."""
+    made, x = dictionary("topk", auxiliary_coef=1.0), draw(50, 6) + 20
+    if silenced_by == "bias":
+        made.b_enc.data[0] = -1e3
+    else:
+        made.W_enc.data[0] = -1.0
     dead = NONE_DEAD.clone()
     dead[0] = True
 
-    made.objective(draw(50, 6), penalty=1.0, dead=dead).loss.backward()
+    made.objective(x, penalty=1.0, dead=dead).loss.backward()
 
     assert made.W_enc.grad[0].norm() > 1e-3
     assert made.W_dec.grad[0].norm() > 1e-3
@@ -146,7 +150,7 @@ def test_auxiliary__is_the_share_of_the_detached_residual_that_dead_latents_miss
     alive = made.objective(x, penalty=1.0, dead=NONE_DEAD)
 
     residual = alive.error
-    pre = functional.relu((x - made.b_dec) @ made.W_enc[dead].T)
+    pre = functional.relu((x - x.mean(dim=0)) @ made.W_enc[dead].T)
     codes = pre * torch.zeros_like(pre).scatter(1, pre.topk(3, dim=1).indices, 1.0)  # d / 2 = 3 of the 5
     missed = (residual - codes @ made.W_dec[dead]).square().sum()
     oracle = alive.loss + 0.25 * missed / (residual - residual.mean(dim=0)).square().sum()

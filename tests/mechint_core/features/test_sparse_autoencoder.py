@@ -51,7 +51,7 @@ def test_train_sparse_autoencoder__finds_planted_features():
 def test_train_sparse_autoencoder__finds_128_features_in_64_units(activation, options, l0_within):
     """Evaluated on 20,000 vectors that training has not seen. Mean L0 of the truth: 3.84."""
     planted = sparse_dictionary(120_000)
-    chosen = SparseAutoencoderConfig(activation=activation, n_latents=128, n_epochs=10, batch_size=1024, **options)
+    chosen = SparseAutoencoderConfig(activation=activation, n_latents=128, n_epochs=10, **options)
 
     model, _ = train_sparse_autoencoder(planted.activations[:100_000], config=chosen)
 
