@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from flows.configuration import AnalysisSection, DatasetSection, RunSection, Steps
+from flows.configuration import AnalysisSection, RunSection, Steps
+from flows.datasets import commit_dataset, load_dataset
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.models import (
     checkpoint_digest,
     list_checkpoints,
-    load_factory,
     load_model,
     match_sites,
     record_activations,
@@ -192,7 +191,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
     )
     store = ActivationStore(store_location)
     arrays = {name: load_dataset(name, section) for name, section in config.datasets.items()}
-    fields = {name: _committed(store, name, each) for name, each in arrays.items()}
+    fields = {name: commit_dataset(store, name, each) for name, each in arrays.items()}
     problems = list(_field_problems(config, fields))
     if problems:
         raise ConfigurationError("the configuration has problems:\n" + "\n".join(f"  - {each}" for each in problems))
@@ -207,40 +206,6 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
     )
     plan.outline()  # names every site that matches nothing, before anything runs
     return plan
-
-
-def load_dataset(name: str, section: DatasetSection) -> dict[str, np.ndarray]:
-    """Return the arrays of a data set: all with the same number of samples."""
-    if section.path is not None:
-        try:
-            with np.load(section.path, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-        except (OSError, ValueError) as problem:
-            raise ConfigurationError(
-                f"datasets.{name}.path must be an .npz file of plain arrays. {problem}"
-            ) from problem
-    else:
-        made: Any = load_factory(str(section.factory))(**section.arguments)
-        if not isinstance(made, Mapping):
-            raise ConfigurationError(
-                f"datasets.{name}.factory must return a mapping of arrays. Got {type(made).__name__}."
-            )
-        arrays = {str(key): np.asarray(value) for key, value in made.items()}
-    lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ConfigurationError(
-            f"datasets.{name} must hold arrays with the same number of samples, >= 1. Got {lengths}."
-        )
-    return arrays
-
-
-def _committed(store: ActivationStore, dataset: str, arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayReference]:
-    """Return references to the data set's arrays, after writing them if the store holds others."""
-    store.write_inputs(dataset, arrays, source={"dataset": dataset})
-    return {
-        name: ArrayReference(store=store.location, dataset=dataset, field=name, digest=stored.digest)
-        for name, stored in store.inputs(dataset).items()
-    }
 
 
 def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayReference]]) -> Iterator[str]:

@@ -51,7 +51,7 @@ class SparseAutoencoderConfig:
     """A latent that has not fired for this share of the run's vectors (at most 10 million, at least four batches)
     counts as dead."""
     auxiliary_coef: float = 0.25
-    """topk, batch_topk: weight of the error left when dead latents try to explain what the living ones leave. [@gao2024]
+    """topk, batch_topk: weight of the error that remains when dead latents try to explain the residual. [@gao2024]
     has 1/32, for runs so long that Adam's memory of a latent's life, a thousand steps, does not matter."""
     threshold_window: float = 0.05
     """batch_topk: share of the run over which the threshold that replaces the batch is averaged (at most 100 steps)."""

@@ -5,7 +5,8 @@
     threshold = mean over recent steps of the smallest code that batch_topk kept
 
 Everything a step depends on is the weights, Adam's moments, the dead counters, the threshold's mean and two
-integers of the loader; there is no other randomness. `save` writes them as one file, replaced atomically.
+integers of the loader; there is no other randomness. `save` writes them as one file, replaced atomically. (Same
+bits means: on the same kind of processor and with the same number of threads, which decide how sums are split.)
 
 Cost: `n_epochs` reads of the rows. Memory: one shuffle buffer, one batch of codes, three copies of the weights.
 """

@@ -140,7 +140,10 @@ def test_command__is_not_shadowed_by_the_users_tasks_module(tmp_path: Path):
 
 @pytest.mark.parametrize("words", [("store", "verify"), ("store", "gc"), ("doctor",)])
 def test_commands__work_on_an_empty_home(tmp_path: Path, words: tuple[str, ...]):
-    mechint("--home", str(tmp_path / "home"), *words)
+    done = mechint("--home", str(tmp_path / "home"), *words)
+
+    assert done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_cite__prints_bibtex_of_the_techniques_used(tmp_path: Path):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from flows.configuration import load_configuration, parse_configuration
+from flows.datasets import load_dataset
 from flows.grokking import demonstration
-from flows.plan import load_dataset, make_plan
+from flows.plan import make_plan
 from mechint_core.errors import CheckpointError, ConfigurationError, NotFoundError
 from tests.flows.tiny import configuration, write_run
 
