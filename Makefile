@@ -21,7 +21,7 @@ test-slow: $(VENV)/.oracle  ## the slow tests, and comparisons with other implem
 	$(PYTEST) -m "(slow or oracle) and not benchmark"
 
 bench: $(VENV)/.oracle  ## ratios to peers and floors, on a quiet machine; writes docs/reference/benchmarks.md
-	OMP_NUM_THREADS=1 $(PYTEST) -m benchmark tests/benchmarks
+	OMP_NUM_THREADS=1 $(PYTEST) -o addopts="--import-mode=importlib" -m benchmark tests/benchmarks  # no shape checks
 
 check: lint types layers test  ## everything a change must pass
 
