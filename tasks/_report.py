@@ -9,7 +9,7 @@ from mechint_core.store import StoredResult
 
 
 def publish_artifact(result: StoredResult) -> None:
-    """Leave a result's question, reading and estimates on its task run's page."""
+    """Leave a result's question, reading and estimates on the page of the run that publishes it."""
     if _inside_a_run():
         create_markdown_artifact(to_markdown(result), key=_key(result.key.technique), description=result.about.question)
 

@@ -1,4 +1,4 @@
-"""Turn one core function into one Prefect task: read, compute, write, report.
+"""Turn one core function into one Prefect task: read, compute, write. (`tasks.publish` shows what was written.)
 
 The annotations of the function's data parameters say what it is given:
 
@@ -34,7 +34,6 @@ from mechint_core.models import load_model
 from mechint_core.parallel import Rows, compute
 from mechint_core.result import Result
 from mechint_core.store import About, ActivationStore
-from tasks._report import publish_artifact
 from tasks.provenance import git_commit
 from tasks.references import (
     ArrayReference,
@@ -121,7 +120,6 @@ def technique_task(function: Callable[..., Result], *, version: int) -> Techniqu
         inputs = {name: each.identity for name, each in work.inputs.items()}
         provenance = provenance_of(work, inputs, time.perf_counter() - started)
         digest = store.write_result(work.key, answer, about=technique.about, config=work.config, provenance=provenance)
-        publish_artifact(store.result(work.key))
         return _done(work, digest)
 
     run.__name__, run.__doc__ = name, function.__doc__

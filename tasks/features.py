@@ -14,7 +14,6 @@ from prefect import task
 from mechint_core import features
 from mechint_core.features import SparseAutoencoderConfig, SparseAutoencoderTraining
 from mechint_core.store import ActivationStore, ResultKey
-from tasks._report import publish_artifact
 from tasks._technique import from_json, provenance_of, read_about, technique_task
 from tasks.references import ArrayReference, Done, Reference, digest_of
 
@@ -86,7 +85,6 @@ def train_dictionary(work: DictionaryWork) -> Done:
         config=dataclasses.asdict(config),
         provenance=provenance_of(work, {"activations": work.activations.identity}, time.perf_counter() - started),
     )
-    publish_artifact(store.result(work.key))
     return Done(
         store=work.store, run=work.run, technique=work.technique, name=work.label, step=work.step, digest=digest
     )

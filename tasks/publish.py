@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import task
 
 from mechint_core.store import ActivationStore
+from tasks._report import publish_artifact
 from tasks._tracking import Tracked, log_figures, log_file, run_url, track
 from tasks.provenance import git_commit, versions
 from tasks.settings import settings
@@ -35,6 +36,12 @@ def publish(store: str, run: str, params: dict[str, str], datasets: dict[str, st
     tracked: Tracked = track(
         uri, run=run, analysis=opened.uuid, results=results, params=params, datasets=datasets, tags=tags
     )
+    if tracked.overall_is_new or tracked.n_new_checkpoints:
+        last = max((each.key.step for each in results if each.key.step is not None), default=None)
+        for result in results:
+            # Not every checkpoint's: an artifact costs 20 ms, as much as the rest of a small task.
+            if result.key.step in (None, last):
+                publish_artifact(result)
     if tracked.overall_is_new:
         log_figures(uri, tracked.run_id, [each for each in results if each.key.step is None])
     return Published(tracked.run_id, run_url(uri, tracked), len(results))

@@ -1,4 +1,4 @@
-"""What orchestration costs the demonstration: the price of an empty task with its artifact, times its tasks."""
+"""What orchestration costs the demonstration: the price of an empty task, times its tasks."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.futures import wait
 
 from flows.collect_activations import RUNNER
@@ -17,7 +16,6 @@ N_EMPTY = 100
 
 @task(persist_result=True, result_serializer="json")
 def empty(n: int) -> int:
-    create_markdown_artifact("nothing", key="empty")
     return n
 
 

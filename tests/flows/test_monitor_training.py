@@ -118,3 +118,13 @@ def test_monitor_training__digests_are_one_identity(tmp_path: Path):
 
     assert plan.fields["probe"]["x"].digest == digest
     assert digest[:36] in {each.dataset.digest for each in run.inputs.dataset_inputs}
+
+
+def test_monitor_training__leaves_the_newest_results_as_artifacts(tmp_path: Path):
+    from prefect.client.orchestration import get_client
+
+    monitor(write_run(tmp_path))
+
+    with get_client(sync_client=True) as client:
+        keys = {each.key for each in client.read_artifacts(limit=100)}
+    assert {"persistent-homology", "cka", "training-trajectory", "mlflow-run"} <= keys
