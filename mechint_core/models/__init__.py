@@ -23,11 +23,13 @@ from mechint_core.models.patching import (
     Patch as Patch,
     join_rows as join_rows,
     patched as patched,
+    rewritten as rewritten,
     select as select,
 )
 from mechint_core.models.running import (
     call as call,
     device_of as device_of,
+    differentiation as differentiation,
     inference as inference,
     memory_remedy as memory_remedy,
     samples_first as samples_first,

@@ -9,7 +9,7 @@ copy: neither its values nor the module's own output change, whatever later oper
 Cost: a copy of each patched activation.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,36 @@ def patched(model: nn.Module, patches: Sequence[Patch]) -> Generator[None]:
         for site, here in by_site.items():
             hooks.enter_context(module_at(model, site).register_forward_hook(partial(_write, here)))
         yield
+
+
+@contextmanager
+def rewritten(model: nn.Module, site: str, rewrite: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """Let `rewrite` decide what `site` gives, from what it computed, in every forward of this block.
+
+    Gradients pass. The activation comes in the model's own layout and must keep its shape.
+
+    Raises
+    ------
+    NotFoundError
+        If the model has no such module, or its output holds no activation.
+    ShapeError
+        During the call of the model, if the shape changes.
+    """
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        activation = activation_of(output)
+        made = rewrite(activation)
+        if made.shape != activation.shape:
+            raise ShapeError(
+                f"what replaces {site!r} must have its shape, {tuple(activation.shape)}. Got {tuple(made.shape)}."
+            )
+        return with_activation(output, made)
+
+    handle = module_at(model, site).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def select(rows: slice, position: int | None, sample_axis: int) -> Selection:

@@ -1,4 +1,4 @@
-"""How every experiment runs a model: in eval mode, without gradients, and leaving no trace on it.
+"""How every experiment runs a model: in eval mode, and leaving no trace on it.
 
 Two runs of the same input must give the same bits, or their difference is not an effect. So dropout is off, the
 fused inference kernels of `torch.nn` are off (they bypass submodules, and hooks with them, unless one happens to be
@@ -54,10 +54,31 @@ def device_of(model: nn.Module) -> torch.device:
 @contextmanager
 def inference(model: nn.Module) -> Generator[None]:
     """Run `model` in eval mode, without gradients or fused fast paths; put its modes and all generators back."""
+    with _undisturbed(model), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def differentiation(model: nn.Module) -> Generator[None]:
+    """The same with gradients for what is put into the model; its parameters get none."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with _undisturbed(model), torch.enable_grad():
+        try:
+            for parameter in asking:
+                parameter.requires_grad_(requires_grad=False)
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(requires_grad=True)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Generator[None]:
+    """Hold the model in eval mode, fused fast paths off; put its modes and all generators back."""
     training = [module for module in model.modules() if module.training]
     fused = torch.backends.mha.get_fastpath_enabled()
     device = device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             model.eval()
             torch.backends.mha.set_fastpath_enabled(False)

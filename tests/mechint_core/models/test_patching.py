@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from mechint_core.errors import NotFoundError, ShapeError
-from mechint_core.models import Patch, capture, inference, patched, select
+from mechint_core.models import Patch, capture, inference, patched, rewritten, select
 from mechint_core.random import torch_generator
 
 
@@ -109,4 +109,24 @@ def test_patched__raises_on_an_unknown_site_and_removes_its_hooks():
     patches = [Patch("0", torch.ones(1, 4)), Patch("7", torch.ones(1))]
     with pytest.raises(NotFoundError, match="'7'"), patched(model, patches):
         pass
+    assert hooks_of(model) == 0
+
+
+def test_rewritten__replaces_and_passes_gradients_and_leaves_no_hook():
+    model, x = network(), inputs()
+    with rewritten(model, "0", lambda h: 2 * h):
+        doubled = model(x)
+    assert torch.equal(doubled, model[2](torch.relu(2 * model[0](x))))
+
+    x.requires_grad_()
+    with rewritten(model, "0", lambda h: h.square()):
+        model(x).sum().backward()
+    assert x.grad is not None
+    assert hooks_of(model) == 0
+
+
+def test_rewritten__refuses_another_shape():
+    model = network()
+    with pytest.raises(ShapeError, match="must have its shape"), rewritten(model, "0", lambda h: h[:, :2]):
+        model(inputs())
     assert hooks_of(model) == 0

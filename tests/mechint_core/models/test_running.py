@@ -7,7 +7,16 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from mechint_core.errors import ConfigurationError, MemoryBudgetError
-from mechint_core.models import call, device_of, inference, memory_remedy, samples_first, samples_to, to_model
+from mechint_core.models import (
+    call,
+    device_of,
+    differentiation,
+    inference,
+    memory_remedy,
+    samples_first,
+    samples_to,
+    to_model,
+)
 
 
 # Known answer
@@ -67,3 +76,14 @@ def test_memory_remedy__translates_failed_allocations_only():
 def test_call__raises_where_only_some_names_are_parameters():
     with pytest.raises(ConfigurationError, match="forward of Linear takes input"):
         call(nn.Linear(1, 1), {"input": torch.ones(1), "mask": torch.ones(1)})
+
+
+def test_differentiation__gives_gradients_to_inputs_only_and_restores_the_model():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5))
+    x = torch.ones(2, 3, requires_grad=True)
+    with differentiation(model):
+        assert not model.training
+        model(x).sum().backward()
+    assert x.grad is not None
+    assert all(each.grad is None and each.requires_grad for each in model.parameters())
+    assert model.training
