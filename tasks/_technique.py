@@ -29,7 +29,7 @@ from prefect.futures import PrefectFuture
 
 import mechint_core
 from mechint_core.errors import MechintError
-from mechint_core.features import SparseAutoencoder, SparseDictionary
+from mechint_core.features import SparseDictionary, load_dictionary
 from mechint_core.models import load_model
 from mechint_core.parallel import Rows, compute
 from mechint_core.result import Result
@@ -198,7 +198,7 @@ def _value(given: Input, parameter: Parameter) -> Any:
         case Literals():
             return np.asarray(given.values)
         case DictionaryReference():
-            return SparseAutoencoder.load(
+            return load_dictionary(
                 ActivationStore(given.store).dictionary(given.run, given.step, given.site, given.name).path
             )
         case ModelReference():

@@ -12,7 +12,7 @@ from typing import Any
 from prefect import task
 
 from mechint_core import features
-from mechint_core.features import SparseAutoencoderConfig, SparseAutoencoderTraining
+from mechint_core.features import DictionaryTraining, SparseAutoencoderConfig
 from mechint_core.store import ActivationStore, ResultKey
 from tasks._technique import from_json, provenance_of, read_about, technique_task
 from tasks.references import ArrayReference, Done, Reference, digest_of
@@ -28,7 +28,7 @@ class DictionaryWork(Reference):
     config: dict[str, Any]
     name: str
     version: int = 1
-    technique: str = "sparse_autoencoder"
+    technique: str = "dictionary_training"
 
     @property
     def store(self) -> str:
@@ -66,7 +66,7 @@ class DictionaryWork(Reference):
         return stored is not None and stored.get("cache_key") == self.cache_key
 
 
-@task(name="sparse_autoencoder", task_run_name="sparse_autoencoder {work.label} @{work.step}", retries=1)
+@task(name="dictionary_training", task_run_name="dictionary_training {work.label} @{work.step}", retries=1)
 def train_dictionary(work: DictionaryWork) -> Done:
     """Train a dictionary from the store, saving as it goes; continue where a killed run had got to."""
     store = ActivationStore(work.store)
@@ -81,7 +81,7 @@ def train_dictionary(work: DictionaryWork) -> Done:
     digest = store.write_result(
         work.key,
         training,
-        about=read_about(features.train_sparse_autoencoder, SparseAutoencoderTraining),
+        about=read_about(features.train_dictionaries, DictionaryTraining),
         config=dataclasses.asdict(config),
         provenance=provenance_of(work, {"activations": work.activations.identity}, time.perf_counter() - started),
     )

@@ -1,7 +1,17 @@
 """Features: the directions that activations are made of."""
 
 from mechint_core.features.config import SparseAutoencoderConfig as SparseAutoencoderConfig
+from mechint_core.features.crosscoder import Crosscoder as Crosscoder
 from mechint_core.features.dictionary import SparseDictionary as SparseDictionary
+from mechint_core.features.dictionary_training import (
+    DictionaryTraining as DictionaryTraining,
+    Trained as Trained,
+    start_training as start_training,
+    train_crosscoder as train_crosscoder,
+    train_dictionaries as train_dictionaries,
+    train_sparse_autoencoder as train_sparse_autoencoder,
+    train_transcoder as train_transcoder,
+)
 from mechint_core.features.evaluate_dictionary import (
     EvaluateDictionary as EvaluateDictionary,
     EvaluateDictionaryConfig as EvaluateDictionaryConfig,
@@ -12,9 +22,7 @@ from mechint_core.features.match_features import (
     MatchFeaturesConfig as MatchFeaturesConfig,
     match_features as match_features,
 )
-from mechint_core.features.sparse_autoencoder import (
-    SparseAutoencoder as SparseAutoencoder,
-    SparseAutoencoderTrainer as SparseAutoencoderTrainer,
-    SparseAutoencoderTraining as SparseAutoencoderTraining,
-    train_sparse_autoencoder as train_sparse_autoencoder,
-)
+from mechint_core.features.recipe import Recipe as Recipe, load_dictionary as load_dictionary
+from mechint_core.features.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
+from mechint_core.features.training_pass import TrainingPass as TrainingPass
+from mechint_core.features.transcoder import Transcoder as Transcoder

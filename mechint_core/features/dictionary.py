@@ -1,40 +1,38 @@
-"""The core that all sparse dictionaries share: weights, encoding, decoding and what training minimises.
+"""The core that all sparse dictionaries share: weights, encoding, decoding, and files.
 
-    codes = sparsify(W_enc (x - b_dec) + b_enc)        x_hat = W_dec^T codes + b_dec
+    pre_j = W_enc,j . (x - b_dec) + b_enc,j
+    f_j   = relu(pre_j)  where pre_j > threshold_j, else 0         relu, gated, jumprelu, batch_topk
+    f_j   = relu(pre_j)  where pre_j is among the k largest        topk
+    x_hat = sum_j f_j W_dec,j + b_dec
 
-    loss  = |x - x_hat|^2 / d  +  sparsity_coef sum_j codes_j |W_dec,j|                        relu
-          = |x - x_hat|^2 / d  +  auxiliary_coef |e - e_hat|^2 / var(e)                        topk, batch_topk
-
-e = x - x_hat, held constant, is what the living latents leave; e_hat is what the best d/2 dead ones make of it,
-without the decoder's bias. Unlike in [@gao2024] they hear x minus the batch's mean, without their own bias: no
-gradient passes a ReLU that never opens, so a latent that training has driven below zero could not come back.
-(Planted 128 features in 64 units, 12 seeds of 1960 steps: none dead; with their own bias, 1 in every other run.)
-
-Both weight matrices have one row per latent. The decoder's rows are kept at norm 1
-(topk, batch_topk), or their norm is charged for, and divided out at the end (relu).
+Both weight matrices have one row per latent. Whatever a dictionary was trained with, a trained one has this form and
+decoder rows of norm 1: `objectives.py` says what training minimises, and how each kind folds into this. A transcoder
+reads one vector and writes another: its encoder does not subtract b_dec, and it may add W_skip x.
 
 The bias b_dec enters the encoder as b_enc - W_enc b_dec: the same numbers and gradients as subtracting it from x,
-without the sixth dense product that x's gradient would cost.
+without the sixth dense product that x's gradient would cost in training.
 
-Source: [@bricken2023; @conerly2024; @gao2024; @bussmann2024].
-Cost: relu, five dense products of samples x units x latents per step; topk and batch_topk, one and some sparse.
+Source: [@bricken2023; @rajamanoharan2024b] for the two forms.
+Cost: two dense products of samples x units x latents.
 """
 
 import copy
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mechint_core.errors import CheckpointError, ConfigurationError, ShapeError
 from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.sparse_codes import SparseCodes, batch_topk, sparse_encode, topk
+from mechint_core.features.standardisation import Standardisation
 from mechint_core.features.tensor_file import read_tensors, replace_durably, write_tensors
 from mechint_core.random import torch_generator
 
@@ -43,50 +41,50 @@ Own = TypeVar("Own", bound="SparseDictionary")  # not Self, which beartype canno
 WEIGHTS = "dictionary.safetensors"
 
 
-class Objective(NamedTuple):
-    """What one training pass over a batch found."""
-
-    loss: Tensor
-    error: Float[Tensor, "sample unit"]
-    """x - x_hat, without gradient."""
-    l0: Tensor
-    """Mean number of active latents."""
-    fired: Bool[Tensor, "latent"]
-    threshold: Tensor
-    """Smallest active code: what batch_topk used in place of a threshold. NaN for the others."""
-
-
 class SparseDictionary(nn.Module, ABC):
-    """Weights of a sparse dictionary and the maths on them; a subclass says what it is called and trained on.
-
-    After training, `threshold` replaces the batch in batch_topk, so that a sample's codes depend on it alone.
-    """
+    """Weights of a sparse dictionary and the maths on them; a subclass says what it reads and writes."""
 
     W_enc: Float[nn.Parameter, "latent unit"]
     W_dec: Float[nn.Parameter, "latent unit"]
     b_enc: Float[nn.Parameter, "latent"]
     b_dec: Float[nn.Parameter, "unit"]
     threshold: Float[Tensor, "latent"]
+    """Codes up to this are zero. Set at the end of training."""
+    W_skip: nn.Parameter | None
+    scale: Float[Tensor, "unit"]
+    """What each written unit was divided by in training: its site's root mean square."""
 
-    def __init__(self, input_dim: int, config: SparseAutoencoderConfig) -> None:
+    def __init__(
+        self, input_dim: int, config: SparseAutoencoderConfig, *, output_dim: int | None = None, skip: bool = False
+    ) -> None:
         super().__init__()
-        n_latents = config.latents_for(input_dim)
-        if input_dim < 1:
-            raise ConfigurationError(f"input_dim must be at least 1. Got {input_dim}.")
-        if config.activation != "relu" and config.k > n_latents:
+        n_latents, n_written = config.latents_for(input_dim), output_dim or input_dim
+        if min(input_dim, n_written) < 1:
+            raise ConfigurationError(f"a vector must have at least 1 unit. Got {input_dim} and {n_written}.")
+        if config.activation in ("topk", "batch_topk", "jumprelu") and config.k > n_latents:
             raise ConfigurationError(f"k must be at most the number of latents, {n_latents}. Got {config.k}.")
+        config.level_sizes(n_latents)
         self.config = replace(config, n_latents=n_latents)
-        rows = torch.randn(n_latents, input_dim, generator=torch_generator(config.seed, "weights"))
-        rows = functional.normalize(rows, dim=1) * (1.0 if self.unit_norm else 0.1)
-        self.W_dec = nn.Parameter(rows)
-        self.W_enc = self.W_dec if config.tied_weights else nn.Parameter(rows.clone())
+        self.site = ""
+        self.reconstructs = output_dim is None
+        rows = torch.randn(n_latents, n_written, generator=torch_generator(config.seed, "weights"))
+        rows = functional.normalize(rows, dim=1)
+        self.W_dec = nn.Parameter(rows if config.unit_norm else 0.1 * rows)
+        self.W_enc = self.W_dec if config.tied_weights else nn.Parameter(self._first_encoder(input_dim))
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
-        self.b_dec = nn.Parameter(torch.zeros(input_dim))
+        self.b_dec = nn.Parameter(torch.zeros(n_written))
+        self.register_parameter("W_skip", nn.Parameter(torch.zeros(n_written, input_dim)) if skip else None)
         self.register_buffer("threshold", torch.zeros(n_latents))
+        self.register_buffer("scale", torch.ones(n_written))
 
     @property
     def input_dim(self) -> int:
-        """Units of an activation vector."""
+        """Units of a vector that the dictionary reads."""
+        return self.W_enc.shape[1]
+
+    @property
+    def output_dim(self) -> int:
+        """Units of a vector that the dictionary writes."""
         return self.W_dec.shape[1]
 
     @property
@@ -94,80 +92,71 @@ class SparseDictionary(nn.Module, ABC):
         """Latents of the dictionary."""
         return self.W_dec.shape[0]
 
-    @property
-    def unit_norm(self) -> bool:
-        """Whether training keeps the decoder's rows at norm 1."""
-        return self.config.activation != "relu"
-
-    def forward(self, x: Float[Tensor, "*sample unit"]) -> Float[Tensor, "*sample unit"]:
-        """Return the reconstruction of x."""
-        return self.decode(self.encode(x))
+    def forward(self, x: Float[Tensor, "*sample unit"]) -> Float[Tensor, "*sample other_unit"]:
+        """Return what the dictionary writes for x: its reconstruction, unless it is a transcoder."""
+        written = self.decode(self.encode(x))
+        return written if self.W_skip is None else written + x @ self.W_skip.T
 
     def encode(self, x: Float[Tensor, "*sample unit"]) -> Float[Tensor, "*sample latent"]:
         """Return the code of each vector: at least 0, and 0 for all but a few latents."""
         if x.shape[-1] != self.input_dim:
             raise ShapeError(f"vectors must have {self.input_dim} units. Got shape {tuple(x.shape)}.")
         if self.config.activation == "topk":
-            flat = x.reshape(-1, self.input_dim)
-            return self._sparse_codes(flat).dense(self.hidden_dim).reshape(*x.shape[:-1], self.hidden_dim)
-        pre = functional.linear(x, self.W_enc, self._encoder_bias())
+            codes = self.sparse_codes(x.reshape(-1, self.input_dim))
+            return codes.dense(self.hidden_dim).reshape(*x.shape[:-1], self.hidden_dim)
+        pre = functional.linear(x, self.W_enc, self.encoder_bias())
         return torch.where(pre > self.threshold, functional.relu(pre), 0.0)
 
     def decode(self, codes: Float[Tensor, "*sample latent"]) -> Float[Tensor, "*sample unit"]:
-        """Return the vectors that codes stand for."""
+        """Return the vectors that codes stand for (of a transcoder with a skip: its part from the codes)."""
         return codes @ self.W_dec + self.b_dec
 
-    def objective(self, x: Float[Tensor, "sample unit"], *, penalty: float, dead: Bool[Tensor, "latent"]) -> Objective:
-        """Return the loss on a batch; `penalty` is the share of the L1 weight reached by its warm-up."""
-        if self.config.activation == "relu":
-            return self._penalised(x, self.config.sparsity_coef * penalty)
-        codes = self._sparse_codes(x)
-        error = x - (codes.matmul(self.W_dec) + self.b_dec)
-        loss = error.square().mean() + self.config.auxiliary_coef * self._auxiliary(x, error.detach(), dead)
-        active = codes.values.detach() > 0
-        fired = torch.zeros_like(dead)
-        fired[codes.latents[active]] = True
-        least = torch.where(active, codes.values.detach(), torch.inf).min()
-        return Objective(loss, error.detach(), active.sum() / len(x), fired, least)
+    def encoder_bias(self) -> Float[Tensor, "latent"]:
+        """Return b_enc, with what subtracting b_dec from x would add."""
+        return self.b_enc - self.W_enc @ self.b_dec if self.reconstructs else self.b_enc
+
+    def sparse_codes(self, x: Float[Tensor, "sample unit"]) -> SparseCodes:
+        """Return the k largest codes of each vector, or of the batch, as training sees them."""
+        k = self.config.k
+        select = topk(int(k)) if self.config.activation == "topk" else batch_topk(k)
+        return sparse_encode(x, self.W_enc, self.encoder_bias(), select)
 
     @torch.no_grad()
-    def constrain_gradient(self) -> None:
-        """Take from the decoder's gradient the part that would only change the norm of its rows."""
-        if self.unit_norm and self.W_dec.grad is not None:
-            along = torch.einsum("lu,lu->l", self.W_dec.grad, self.W_dec)
-            self.W_dec.grad.addcmul_(along[:, None], self.W_dec, value=-1)
+    def folded(self: Own, read: Standardisation, written: Standardisation) -> Own:
+        """Return the same dictionary for vectors as they are, x = centre + scale x', with decoder rows of norm 1.
 
-    @torch.no_grad()
-    def constrain_weights(self) -> None:
-        """Bring the decoder's rows back to norm 1 after a step."""
-        if self.unit_norm:
-            self.W_dec.copy_(functional.normalize(self.W_dec, dim=1))
-
-    @torch.no_grad()
-    def folded(self: Own, centre: Float[Tensor, "unit"], scale: float, threshold: float) -> Own:
-        """Return the same dictionary for x = centre + scale x', codes in the units of x.
-
-        Decoder rows have norm 1 then, unless tied weights of relu forbid to move their norm to the encoder.
+        Codes then have the units of what is written. (topk over sites of different size gets one factor for all its
+        latents, because several would change which codes are largest: its rows have norm 1 on average only.)
         """
         made = copy.deepcopy(self)
-        made.threshold.fill_(threshold)
-        if not (made.unit_norm or made.config.tied_weights):
-            norm = made.W_dec.norm(dim=1).clamp_min(torch.finfo(made.W_dec.dtype).tiny)
-            made.W_dec.div_(norm[:, None])
-            made.W_enc.mul_(norm[:, None])
-            made.b_enc.mul_(norm)
-        made.b_dec.mul_(scale).add_(centre)
-        made.b_enc.mul_(scale)
-        made.threshold.mul_(scale)
+        made.scale.copy_(written.scale)
+        if self.config.tied_weights:
+            factor: Tensor = written.scale[0]
+        else:
+            made.W_enc.div_(read.scale)
+            made.W_dec.mul_(written.scale)
+            norms = made.W_dec.norm(dim=1)
+            factor = norms.mean() if self.config.activation == "topk" else norms
+            factor = factor.clamp_min(torch.finfo(made.W_dec.dtype).tiny)
+            made.W_enc.mul_(factor.reshape(-1, 1))
+            made.W_dec.div_(factor.reshape(-1, 1))
+        made.b_enc.mul_(factor)
+        made.threshold.mul_(factor)
+        made.b_dec.mul_(written.scale).add_(written.centre)
+        if made.W_skip is not None:
+            made.W_skip.mul_(written.scale[:, None]).div_(read.scale)
+            made.b_dec.sub_(made.W_skip @ read.centre)
+        if not self.reconstructs:
+            made.b_enc.sub_(made.W_enc @ read.centre)
         return made
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weights and threshold by name, shared ones once."""
+        """Return weights, threshold and scale by name, shared ones once."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     @torch.no_grad()
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """Copy weights and threshold from `tensors`.
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy weights, threshold and scale from `tensors`.
 
         Raises
         ------
@@ -183,62 +172,54 @@ class SparseDictionary(nn.Module, ABC):
     def save(self, folder: Path | str) -> None:
         """Write `dictionary.safetensors`, which holds all, and its config for human readers as `config.json`."""
         folder = Path(folder)
-        about: dict[str, Any] = {"input_dim": self.input_dim, "config": asdict(self.config)}
-        write_tensors(folder / WEIGHTS, self.tensors(), about)
+        write_tensors(folder / WEIGHTS, self.tensors(), self.about())
         partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(about, indent=2) + "\n")
+        partial.write_text(json.dumps(self.about(), indent=2) + "\n")
         replace_durably(partial, folder / "config.json")
 
     @classmethod
     def load(cls: type[Own], folder: Path | str) -> Own:
-        """Read what `save` wrote.
+        """Read what `save` wrote. (`load_dictionary` reads any kind.)
 
         Raises
         ------
         CheckpointError
-            If the folder holds no dictionary, or one that does not fit its config.
+            If the folder holds no dictionary, or one of another kind, or one that does not fit its config.
         """
         tensors, about = read_tensors(Path(folder) / WEIGHTS)
-        made = cls.from_config(read_config(about), about["input_dim"])
+        if about.get("kind", cls.__name__) != cls.__name__:
+            raise CheckpointError(
+                f"{folder} must hold a {cls.__name__}. Got a {about['kind']}: use load_dictionary, which takes any."
+            )
+        made = cls.from_about(about)
         made.take(tensors)
         return made
 
+    def about(self) -> dict[str, Any]:
+        """Return what `from_about` needs to make a dictionary of this shape."""
+        shape = {"input_dim": self.input_dim, "output_dim": self.output_dim, "skip": self.W_skip is not None}
+        return {"kind": type(self).__name__, "site": self.site, **shape, "config": asdict(self.config)}
+
     @classmethod
     @abstractmethod
-    def from_config(cls: type[Own], config: SparseAutoencoderConfig, input_dim: int) -> Own:
-        """Return a dictionary for activations of `input_dim` units, with its initial weights."""
+    def from_about(cls: type[Own], about: Mapping[str, Any]) -> Own:
+        """Return a dictionary of a saved shape, with its initial weights.
 
-    def _encoder_bias(self) -> Float[Tensor, "latent"]:
-        return self.b_enc - self.W_enc @ self.b_dec
+        Raises
+        ------
+        CheckpointError
+            If it was saved by a version with other fields.
+        """
 
-    def _sparse_codes(self, x: Float[Tensor, "sample unit"]) -> SparseCodes:
-        k = self.config.k
-        select = topk(int(k)) if self.config.activation == "topk" else batch_topk(k)
-        return sparse_encode(x, self.W_enc, self._encoder_bias(), select)
-
-    def _penalised(self, x: Float[Tensor, "sample unit"], coefficient: float) -> Objective:
-        codes = functional.relu(torch.addmm(self._encoder_bias(), x, self.W_enc.T))
-        error = x - torch.addmm(self.b_dec, codes, self.W_dec)
-        mean_codes = codes.sum(dim=0) / len(x)  # not mean(): its gradient would be one more dense array
-        loss = error.square().mean() + coefficient * (mean_codes @ self.W_dec.norm(dim=1))
-        l0 = torch.count_nonzero(codes.detach() > 0) / len(x)  # 7 times faster on booleans
-        return Objective(loss, error.detach(), l0, mean_codes.detach() > 0, x.new_tensor(torch.nan))
-
-    def _auxiliary(
-        self, x: Float[Tensor, "sample unit"], residual: Float[Tensor, "sample unit"], dead: Bool[Tensor, "latent"]
-    ) -> Tensor:
-        """Return the share of the residual that the best dead latents fail to explain; 0 when none is dead."""
-        latents = dead.nonzero().squeeze(1)
-        variance = (residual - residual.mean(dim=0)).square().mean()
-        if len(latents) == 0 or variance == 0:
-            return x.new_zeros(())
-        most = max(1, min(len(latents), self.input_dim // 2))
-        weight = self.W_enc[latents]  # on x - mean(x), not on x - b_dec: see the top of this file
-        codes = sparse_encode(x, weight, -weight @ x.mean(dim=0), topk(most))
-        return (residual - codes.matmul(self.W_dec[latents])).square().mean() / variance
+    def _first_encoder(self, input_dim: int) -> Tensor:
+        """Return the decoder's rows, so that a latent that fires helps from the start; random for another space."""
+        if self.reconstructs:
+            return self.W_dec.detach().clone()
+        rows = torch.randn(self.hidden_dim, input_dim, generator=torch_generator(self.config.seed, "encoder"))
+        return functional.normalize(rows, dim=1)
 
 
-def read_config(about: dict[str, Any]) -> SparseAutoencoderConfig:
+def read_config(about: Mapping[str, Any]) -> SparseAutoencoderConfig:
     """Return the config recorded in a saved file.
 
     Raises
@@ -247,7 +228,10 @@ def read_config(about: dict[str, Any]) -> SparseAutoencoderConfig:
         If it was written for other fields than this version has.
     """
     try:
-        return SparseAutoencoderConfig(**about["config"])
+        config: dict[str, Any] = {
+            name: tuple(each) if isinstance(each, list) else each for name, each in about["config"].items()
+        }
+        return SparseAutoencoderConfig(**config)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"a saved config must have this version's fields. Got {sorted(about)}: {error}."

@@ -8,7 +8,7 @@ core at 4096 samples, d = 512, F = 4096, k = 64, in units of one dense product: 
 the encoder's gradient 0.1. Only the encoder's forward product stays dense.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +30,18 @@ class SparseCodes:
     def matmul(self, table: Float[Tensor, "latent unit"]) -> Float[Tensor, "sample unit"]:
         """Return this matrix times `table`; differentiable in the values and the table."""
         return functional.embedding_bag(self.latents, table, self.starts, mode="sum", per_sample_weights=self.values)
+
+    def nested(self, table: Float[Tensor, "latent unit"], sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the product of each group of latents with its rows of `table`: one bag per sample and group."""
+        if len(sizes) == 1:
+            return (self.matmul(table),)
+        ends = torch.tensor(sizes, device=table.device).cumsum(0)
+        groups = torch.searchsorted(ends, self.latents, right=True)
+        bags = self.samples() * len(sizes) + groups
+        order = torch.sort(bags, stable=True).indices
+        counts = torch.bincount(bags, minlength=len(sizes) * len(self.starts))
+        grouped = SparseCodes(self.values[order], self.latents[order], counts.cumsum(0) - counts)
+        return grouped.matmul(table).reshape(len(self.starts), len(sizes), -1).unbind(1)
 
     def samples(self) -> Int[Tensor, "entry"]:
         """Return the sample of each entry."""
@@ -122,7 +134,8 @@ class _SelectedLinear(torch.autograd.Function):
         latents, starts = select(pre)
         ctx.save_for_backward(x, weight, latents, starts)
         ctx.mark_non_differentiable(latents, starts)
-        return pre[_samples(starts, len(latents)), latents], latents, starts
+        kept = pre[_samples(starts, len(latents)), latents]
+        return kept.to(weight.dtype), latents, starts  # from the lower precision of an autocast
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:

@@ -1,5 +1,3 @@
-import dataclasses
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -7,11 +5,11 @@ from hypothesis import given, settings
 from torch.nn import functional
 
 from mechint_core.errors import CheckpointError, ConfigurationError, ShapeError
-from mechint_core.features import SparseAutoencoder, SparseAutoencoderConfig
+from mechint_core.features import Crosscoder, SparseAutoencoder, SparseAutoencoderConfig, Transcoder, load_dictionary
+from mechint_core.features.standardisation import Standardisation
 from mechint_core.random import torch_generator
 
-ACTIVATIONS = ("batch_topk", "topk", "relu")
-NONE_DEAD = torch.zeros(12, dtype=torch.bool)
+ACTIVATIONS = ("batch_topk", "topk", "relu", "gated", "jumprelu")
 
 
 def draw(*shape, seed=0):
@@ -25,12 +23,12 @@ def dictionary(activation="batch_topk", tied_weights=False, seed=0, **options):
     with torch.no_grad():
         for at, (name, parameter) in enumerate(sorted(made.named_parameters())):
             parameter.copy_(draw(*parameter.shape, seed=100 + 10 * seed + at) * (0.3 if name.startswith("b_") else 1))
-    made.constrain_weights()
+        made.W_dec.copy_(functional.normalize(made.W_dec, dim=1))
     return made
 
 
-def gradients(loss, model):
-    return torch.autograd.grad(loss, [parameter for _, parameter in sorted(model.named_parameters())])
+def units(centre, scale, n=6):
+    return Standardisation(centre, torch.full((n,), scale, dtype=torch.float64), torch.tensor(1.0))
 
 
 # Known answer
@@ -69,128 +67,89 @@ def test_encode__batch_topk_uses_its_threshold_and_not_the_batch():
     assert whole[whole > 0].min() > 0.7
 
 
-def test_constrain_gradient__leaves_only_what_turns_the_rows():
-    made = dictionary("topk")
-    made.objective(draw(20, 6), penalty=1.0, dead=NONE_DEAD).loss.backward()
-
-    made.constrain_gradient()
-
-    torch.testing.assert_close((made.W_dec.grad * made.W_dec).sum(dim=1), torch.zeros(12).double())
-    assert made.W_dec.grad.norm() > 0
-
-
-@pytest.mark.parametrize("silenced_by", ["bias", "direction"])
-def test_auxiliary__reaches_a_latent_that_never_opens(silenced_by):
-    """No gradient passes a closed ReLU; the auxiliary loss must reach such a latent all the same."""
-    made, x = dictionary("topk", auxiliary_coef=1.0), draw(50, 6) + 20
-    if silenced_by == "bias":
-        made.b_enc.data[0] = -1e3
-    else:
-        made.W_enc.data[0] = -1.0
-    dead = NONE_DEAD.clone()
-    dead[0] = True
-
-    made.objective(x, penalty=1.0, dead=dead).loss.backward()
-
-    assert made.W_enc.grad[0].norm() > 1e-3
-    assert made.W_dec.grad[0].norm() > 1e-3
-
-
-# Oracle
-@pytest.mark.parametrize("tied_weights", [False, True])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_objective__equals_the_textbook_form_with_its_gradients(activation, tied_weights):
-    """Dense, with b_dec subtracted from x: the same sums in float64, in another order."""
-    made, x = dictionary(activation, tied_weights, sparsity_coef=0.3), draw(40, 6)
-
-    pre = functional.linear(x - made.b_dec, made.W_enc, made.b_enc)
-    codes = functional.relu(pre)
-    if activation == "topk":
-        codes = codes * torch.zeros_like(pre).scatter(1, pre.topk(3, dim=1).indices, 1.0)
-    if activation == "batch_topk":
-        codes = codes * (pre >= pre.flatten().topk(120).values[-1])
-    oracle = (x - codes @ made.W_dec - made.b_dec).square().sum() / x.numel()
-    if activation == "relu":
-        oracle = oracle + 0.3 * 0.5 * (codes * made.W_dec.norm(dim=1)).sum(dim=1).mean()
-    found = made.objective(x, penalty=0.5, dead=NONE_DEAD)
-
-    torch.testing.assert_close(found.loss, oracle, rtol=1e-12, atol=0)
-    for own, true in zip(gradients(found.loss, made), gradients(oracle, made), strict=True):
-        torch.testing.assert_close(own, true, rtol=1e-9, atol=1e-12)
-    assert found.l0 == (codes > 0).sum() / 40
-    assert torch.equal(found.fired, (codes > 0).any(dim=0))
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_objective__passes_gradcheck(activation):
-    made, x = dictionary(activation, sparsity_coef=0.3), draw(7, 6)
-    names = [name for name, _ in made.named_parameters()]
-
-    def loss(*values):
-        call = functional_call(made, dict(zip(names, values, strict=True)))
-        return call(x)
-
-    def functional_call(module, parameters):
-        def call(x):
-            copy = dataclasses.replace(module.config)
-            twin = SparseAutoencoder(6, 12, config=copy).double()
-            for name, value in parameters.items():
-                del twin._parameters[name]
-                setattr(twin, name, value)
-            return twin.objective(x, penalty=1.0, dead=NONE_DEAD).loss
-
-        return call
-
-    assert torch.autograd.gradcheck(loss, tuple(made.parameters()))
-
-
-def test_auxiliary__is_the_share_of_the_detached_residual_that_dead_latents_miss():
-    made, x = dictionary("topk", auxiliary_coef=0.25), draw(40, 6)
-    dead = torch.arange(12) < 5
-    alive = made.objective(x, penalty=1.0, dead=NONE_DEAD)
-
-    residual = alive.error
-    pre = functional.relu((x - x.mean(dim=0)) @ made.W_enc[dead].T)
-    codes = pre * torch.zeros_like(pre).scatter(1, pre.topk(3, dim=1).indices, 1.0)  # d / 2 = 3 of the 5
-    missed = (residual - codes @ made.W_dec[dead]).square().sum()
-    oracle = alive.loss + 0.25 * missed / (residual - residual.mean(dim=0)).square().sum()
-    found = made.objective(x, penalty=1.0, dead=dead)
-
-    torch.testing.assert_close(found.loss, oracle, rtol=1e-12, atol=0)
-    for own, true in zip(gradients(found.loss, made), gradients(oracle, made), strict=True):
-        torch.testing.assert_close(own, true, rtol=1e-9, atol=1e-12)
-
-
 # Law
 @settings(max_examples=30)
 @given(st.sampled_from(ACTIVATIONS), st.booleans(), st.floats(0.01, 100), st.floats(-50, 50), st.integers(0, 5))
 def test_folded__reconstructs_shifted_and_scaled_vectors_the_same(activation, tied_weights, scale, shift, seed):
-    made = dictionary(activation, tied_weights, seed)
+    made = dictionary(activation, tied_weights and activation != "gated", seed)
     made.threshold.fill_(0.2 if activation == "batch_topk" else 0.0)
     x, centre = draw(20, 6, seed=seed), shift * draw(6, seed=seed + 1)
 
-    folded = made.folded(centre, scale, float(made.threshold[0]))
+    folded = made.folded(units(centre, scale), units(centre, scale))
 
     tolerance = {"rtol": 1e-8, "atol": 1e-8 * (scale + abs(shift))}
     torch.testing.assert_close(folded(centre + scale * x), centre + scale * made(x), **tolerance)
-    if not (activation == "relu" and tied_weights):
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(12).double())
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(ACTIVATIONS), st.booleans(), st.floats(0.01, 100), st.floats(0.01, 100), st.integers(0, 5))
+def test_folded__transcodes_shifted_and_scaled_vectors_the_same(activation, skip, read_scale, write_scale, seed):
+    config = SparseAutoencoderConfig(activation=activation, k=3, n_latents=12)
+    made = Transcoder(6, 4, skip=skip, config=config).double()
+    with torch.no_grad():
+        for at, (_, parameter) in enumerate(sorted(made.named_parameters())):
+            parameter.copy_(draw(*parameter.shape, seed=200 + 10 * seed + at))
+    x, read, written = draw(20, 6, seed=seed), draw(6, seed=seed + 1), draw(4, seed=seed + 2)
+
+    folded = made.folded(units(read, read_scale), units(written, write_scale, 4))
+
+    found, expected = folded(read + read_scale * x), written + write_scale * made(x)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8 * (write_scale + 1))
+    if activation != "topk":
         torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(12).double())
+
+
+def test_folded__keeps_the_order_of_codes_over_sites_of_different_size():
+    """topk over two sites: one factor for all latents, or other latents would be the largest."""
+    config = SparseAutoencoderConfig(activation="topk", k=3, n_latents=12)
+    made = Crosscoder([2, 4], config=config).double()
+    x, scale = draw(50, 6), torch.tensor([100.0, 100, 1, 1, 1, 1], dtype=torch.float64)
+    sizes = Standardisation(torch.zeros(6).double(), scale, torch.tensor(1.0))
+
+    folded = made.folded(sizes, sizes)
+
+    assert torch.equal(folded.encode(x * scale) > 0, made.encode(x) > 0)
+    torch.testing.assert_close(folded(x * scale), made(x) * scale)
+    torch.testing.assert_close(folded.site_shares(), made.site_shares())
 
 
 @pytest.mark.parametrize("tied_weights", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_save__load_gives_back_the_same_bits(tmp_path, activation, tied_weights):
-    config = SparseAutoencoderConfig(activation=activation, tied_weights=tied_weights, k=3, seed=7)
+    tied_weights = tied_weights and activation != "gated"
+    config = SparseAutoencoderConfig(activation=activation, tied_weights=tied_weights, k=3, seed=7, levels=(0.25, 6))
     made = SparseAutoencoder(6, 12, config=config)
     made.threshold.fill_(0.1)
+    made.site = "layers.0"
     made.save(tmp_path)
 
     loaded = SparseAutoencoder.load(tmp_path)
 
     assert loaded.config == made.config
+    assert loaded.site == "layers.0"
     assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in made.tensors().items())
     assert (loaded.W_enc is loaded.W_dec) == tied_weights
     assert (tmp_path / "config.json").read_text().startswith("{")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        SparseAutoencoder(6, 12, sparsity_coef=0.1),
+        Transcoder(6, 4, skip=True, config=SparseAutoencoderConfig(n_latents=40)),
+        Transcoder(6, 4, config=SparseAutoencoderConfig(activation="gated")),
+        Crosscoder([3, 5], sites=["a", "b"], config=SparseAutoencoderConfig(n_latents=40)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_load_dictionary__gives_back_every_kind(tmp_path, made):
+    made.save(tmp_path)
+
+    loaded = load_dictionary(tmp_path)
+
+    assert loaded.about() == made.about()
+    assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in made.tensors().items())
 
 
 def test_dictionary__codes_keep_the_axes_before_the_units():
@@ -207,13 +166,36 @@ def test_dictionary__refuses_more_active_latents_than_there_are():
 
 
 def test_dictionary__refuses_no_units():
-    with pytest.raises(ConfigurationError, match="input_dim must be at least 1"):
+    with pytest.raises(ConfigurationError, match="at least 1 unit"):
         SparseAutoencoder(0, 40)
 
 
 def test_encode__refuses_vectors_of_other_width():
     with pytest.raises(ShapeError, match="must have 6 units"):
         dictionary().encode(draw(4, 5))
+
+
+def test_dictionary__refuses_levels_that_do_not_grow():
+    with pytest.raises(ConfigurationError, match="levels must grow"):
+        SparseAutoencoder(6, 12, config=SparseAutoencoderConfig(k=3, levels=(6, 4)))
+
+
+@pytest.mark.parametrize("make", [lambda c: Transcoder(6, 4, config=c), lambda c: Crosscoder([3, 3], config=c)])
+def test_dictionary__refuses_tied_weights_between_spaces(make):
+    with pytest.raises(ConfigurationError, match="Got tied_weights"):
+        make(SparseAutoencoderConfig(k=3, tied_weights=True))
+
+
+def test_crosscoder__refuses_a_single_site():
+    with pytest.raises(ConfigurationError, match="two sites or more"):
+        Crosscoder([6])
+
+
+def test_load__refuses_another_kind(tmp_path):
+    Transcoder(6, 4, config=SparseAutoencoderConfig(n_latents=40)).save(tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"must hold a SparseAutoencoder\. Got a Transcoder"):
+        SparseAutoencoder.load(tmp_path)
 
 
 def test_load__refuses_a_config_of_other_fields(tmp_path, monkeypatch):
@@ -242,6 +224,9 @@ def test_take__refuses_weights_of_another_shape():
         ({"lr": 0.0}, "lr must be above 0"),
         ({"k": 0}, "k must be above 0"),
         ({"warmup": 1.5}, "warmup must be a share"),
+        ({"p_end": 0}, "p_end must be above 0"),
+        ({"levels": (0.5, 0)}, "levels must be above 0"),
+        ({"activation": "gated", "tied_weights": True}, "rows of norm 1"),
     ],
 )
 def test_config__refuses_what_makes_no_sense(option, match):

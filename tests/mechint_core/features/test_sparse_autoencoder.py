@@ -5,13 +5,15 @@ import torch
 import mechint_core
 from mechint_core.errors import CheckpointError, ConfigurationError
 from mechint_core.features import (
+    Recipe,
     SparseAutoencoder,
     SparseAutoencoderConfig,
-    SparseAutoencoderTrainer,
     evaluate_dictionary,
     match_features,
+    start_training,
     train_sparse_autoencoder,
 )
+from mechint_core.features.dictionary_training import training_record
 from mechint_core.random import torch_generator
 from mechint_core.synthetic.sparse_dictionary import sparse_dictionary
 
@@ -46,6 +48,8 @@ def test_train_sparse_autoencoder__finds_planted_features():
         pytest.param("topk", {"k": 4}, 0.1, marks=pytest.mark.slow),
         # L1 trades L0 against shrinkage: no penalty gives both.
         pytest.param("relu", {"sparsity_coef": 0.02}, 0.25, marks=pytest.mark.slow),
+        pytest.param("gated", {"sparsity_coef": 0.02}, 0.25, marks=pytest.mark.slow),
+        pytest.param("jumprelu", {"k": 4}, 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_train_sparse_autoencoder__finds_128_features_in_64_units(activation, options, l0_within):
@@ -60,7 +64,7 @@ def test_train_sparse_autoencoder__finds_128_features_in_64_units(activation, op
     assert found.mmcs.value > 0.95
     assert found.mcc.value > 0.95
     assert quality.l0.value == pytest.approx(planted.l0, rel=l0_within)
-    assert quality.dead_share.value <= (0.02 if activation == "relu" else 0)  # relu has no way to revive a latent
+    assert quality.dead_share.value == 0
 
 
 def test_sparse_autoencoder__works_as_the_notebook_says():
@@ -93,7 +97,7 @@ def test_sparse_autoencoder__defaults_are_the_batch_topk_one():
     assert (sae.threshold > 0).all()
 
 
-@pytest.mark.parametrize("activation", ["batch_topk", "topk", "relu"])
+@pytest.mark.parametrize("activation", ["batch_topk", "topk", "relu", "jumprelu"])
 def test_sparse_autoencoder__tied_weights_learn(activation):
     planted = small()
 
@@ -161,7 +165,7 @@ def test_train_sparse_autoencoder__does_not_touch_the_global_generators():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
-@pytest.mark.parametrize("activation", ["batch_topk", "topk", "relu"])
+@pytest.mark.parametrize("activation", ["batch_topk", "topk", "relu", "gated", "jumprelu"])
 def test_train_sparse_autoencoder__finds_planted_features_on_an_accelerator(tmp_path, activation):
     planted = small()
     chosen = config(activation=activation, device="cuda")
@@ -188,9 +192,10 @@ def test_train_on_activations__refuses_vectors_of_other_width():
         SparseAutoencoder(6, 12, sparsity_coef=0.1).train_on_activations(small().activations[:100], num_epochs=1)
 
 
-def test_history__refuses_a_run_without_steps():
+def test_training_record__refuses_a_run_without_steps():
+    training = start_training({"x": small().activations}, {"": Recipe(reads=("x",), config=config())})
     with pytest.raises(ConfigurationError, match="at least one step"):
-        SparseAutoencoderTrainer(small().activations, config=config()).history()
+        training_record(training, "")
 
 
 def test_train_sparse_autoencoder__refuses_the_folder_of_another_run(tmp_path):

@@ -1,0 +1,234 @@
+"""One pass over the data for several dictionaries: who reads what, the loader, the saved state."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mechint_core.errors import CheckpointError, ConfigurationError
+from mechint_core.features.config import SparseAutoencoderConfig
+from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.standardisation import Standardisation, standardisation
+from mechint_core.features.tensor_file import read_tensors, write_tensors
+from mechint_core.features.training import METRICS, Length, OnProgress, Trainer
+from mechint_core.kernels.row_views import SideBySide
+from mechint_core.kernels.shuffle import BlockShuffle
+from mechint_core.parallel import Rows
+from mechint_core.random import derive_seed
+
+STATE = "training.safetensors"
+SAMPLE_VECTORS = 4096
+SAMPLE_BYTES = 2**26
+SHARED = ("n_epochs", "batch_size", "data_seed", "buffer_bytes")
+"""What the dictionaries of one pass have in common: what decides which vectors come when."""
+
+
+class Job(NamedTuple):
+    """One dictionary to train, and the sources it reads and writes."""
+
+    dictionary: SparseDictionary
+    reads: tuple[str, ...]
+    """Several for a dictionary of several sites, which lie side by side for it."""
+    writes: str = ""
+    """The source it should write; empty: what it reads."""
+
+
+class TrainingPass:
+    """Dictionaries in training on the same vectors: step them, save them, resume them.
+
+    Parameters
+    ----------
+    sources
+        Activation vectors by name: arrays, or stored arrays that are read block by block. Their axes before the
+        units agree.
+    jobs
+        What to train, by name. The dictionaries are trained in place, in the units of training.
+
+    Raises
+    ------
+    ShapeError
+        If a source has fewer than two axes or holds no vector, or the sources do not agree.
+    ConfigurationError
+        If a job names no source, or does not fit it, or the jobs differ in what decides the order of the data.
+    DegenerateInputError
+        If the vectors of a site are all the same, or one is not finite.
+    """
+
+    def __init__(self, sources: Mapping[str, Rows], jobs: Mapping[str, Job]) -> None:
+        self.sources, self.jobs = dict(sources), dict(jobs)
+        config = self._shared_config()
+        joint = SideBySide(list(self.sources.values()))
+        self._batches = BlockShuffle(
+            joint,
+            batch_size=config.batch_size,
+            seed=derive_seed(config.data_seed, "batches"),
+            buffer_bytes=config.buffer_bytes,
+        )
+        ends = np.cumsum([0, *(rows.shape[-1] for rows in self.sources.values())])
+        self._columns = {name: slice(int(ends[i]), int(ends[i + 1])) for i, name in enumerate(self.sources)}
+        self.length = Length(config.n_epochs * self._batches.n_batches, config.n_epochs * self._batches.n_vectors)
+        self.n_done = 0
+        self._sample = self._drawn(SAMPLE_VECTORS, "sample")  # the units of training are measured on these
+        self.trainers = {name: self._trainer(job) for name, job in self.jobs.items()}
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step was made."""
+        return self.n_done >= self.length.n_steps
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that training needs at most, roughly: the buffer, one batch, its codes, four copies of the weights."""
+        config = self._shared_config()
+        row = 4 * sum(rows.shape[-1] for rows in self.sources.values())
+        buffer = min(config.buffer_bytes, self._batches.n_vectors * row)
+        weights = sum(4 * 4 * each.numel() for one in self.trainers.values() for each in one.parameters().values())
+        dense = {"topk": 1.5, "batch_topk": 1.5, "gated": 6}  # copies of (sample, latent) alive at once
+        codes = max(
+            4 * config.batch_size * one.dictionary.hidden_dim * dense.get(one.config.activation, 3)
+            for one in self.trainers.values()
+        )
+        return int(buffer + 6 * config.batch_size * row + codes + weights)
+
+    def run(
+        self, *, folder: Path | str | None = None, save_every: int | None = None, on_progress: OnProgress | None = None
+    ) -> None:
+        """Make the remaining steps.
+
+        Parameters
+        ----------
+        folder
+            Where to save the state now and then; None: nowhere.
+        save_every
+            Steps between saves. By default a twentieth of the run.
+        on_progress
+            Called about a hundred times with the number of steps made and the means of the metrics since the last
+            call: `loss`, `fvu`, `l0`, `dead_share`; with several dictionaries, `name/loss` and so on.
+        """
+        save_every = save_every or max(1, self.length.n_steps // 20)
+        report_every = max(1, self.length.n_steps // 100)
+        while not self.done:
+            self.step()
+            if on_progress and (self.n_done % report_every == 0 or self.done):
+                on_progress(self.n_done, self.recent((self.n_done - 1) % report_every + 1))
+            if folder is not None and (self.n_done % save_every == 0 or self.done):
+                self.save(folder)
+
+    def step(self) -> None:
+        """Make one step of every dictionary on the next batch."""
+        batch = torch.from_numpy(next(self._batches).astype(np.float32, copy=False))
+        for name, trainer in self.trainers.items():
+            job = self.jobs[name]
+            read = [batch[:, self._columns[each]] for each in job.reads]
+            x = read[0] if len(read) == 1 else torch.cat(read, dim=1)
+            trainer.step(x, batch[:, self._columns[job.writes]] if job.writes else x)
+        self.n_done += 1
+
+    def recent(self, n_steps: int) -> dict[str, float]:
+        """Return the means of the metrics over the last steps."""
+        found: dict[str, float] = {}
+        for name, trainer in self.trainers.items():
+            means = trainer.metrics[self.n_done - n_steps : self.n_done].mean(dim=0).tolist()
+            prefix = f"{name}/" if len(self.trainers) > 1 else ""
+            found |= {f"{prefix}{metric}": mean for metric, mean in zip(METRICS, means, strict=True)}
+        return found
+
+    def epoch_losses(self, name: str) -> list[float]:
+        """Return the mean loss of each completed epoch."""
+        per_epoch = self._batches.n_batches
+        n_epochs = self.n_done // per_epoch
+        losses = self.trainers[name].metrics[: n_epochs * per_epoch, 0]
+        return losses.reshape(n_epochs, per_epoch).mean(dim=1).tolist()
+
+    def sample(self, n_vectors: int, *stream: str) -> dict[str, np.ndarray]:
+        """Return random vectors of every source, the same ones of each."""
+        return {name: values.astype(np.float32) for name, values in self._drawn(n_vectors, *stream).items()}
+
+    def save(self, folder: Path | str) -> None:
+        """Write the state of the run; the former state stays until the new one is complete."""
+        tensors = {f"{name}/{key}": each for name, one in self.trainers.items() for key, each in one.state().items()}
+        about = {"n_done": self.n_done, "loader": self._batches.state(), "sources": self._fingerprints}
+        about |= {"jobs": self._about_jobs()}
+        write_tensors(Path(folder) / STATE, tensors, about)
+
+    def resume(self, folder: Path | str) -> bool:
+        """Go to where the run saved in `folder` was; return whether there was one.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder holds a run with other recipes or on other vectors.
+        """
+        if not (Path(folder) / STATE).exists():
+            return False
+        tensors, about = read_tensors(Path(folder) / STATE)
+        if about["jobs"] != self._about_jobs():
+            raise CheckpointError(
+                f"{folder} must hold a run with this config. Got {about['jobs']}. Use another folder."
+            )
+        if about["sources"] != self._fingerprints:
+            raise CheckpointError(f"the sources must be what {folder} was trained on. Got other vectors.")
+        self.n_done = int(about["n_done"])
+        for name, trainer in self.trainers.items():
+            trainer.restore(_under(f"{name}/", tensors), self.n_done)
+        self._batches.restore(about["loader"])
+        return True
+
+    def _trainer(self, job: Job) -> Trainer:
+        unknown = [name for name in (*job.reads, job.writes) if name and name not in self.sources]
+        if unknown or not job.reads:
+            raise ConfigurationError(f"a job must read some of {', '.join(self.sources)}. Got {job.reads}, {unknown}.")
+        read = self._units(job.reads)
+        written = self._units((job.writes,)) if job.writes else read
+        dictionary = job.dictionary
+        writes = (job.writes,) if job.writes else job.reads
+        for names, units, n in ((job.reads, read, dictionary.input_dim), (writes, written, dictionary.output_dim)):
+            if len(units.centre) != n:
+                raise ConfigurationError(f"{', '.join(names)} must have {n} units. Got {len(units.centre)}.")
+        return Trainer(dictionary, read, written, self.length)
+
+    def _units(self, names: tuple[str, ...]) -> Standardisation:
+        parts = [self._sample[name] for name in names]
+        return standardisation(np.concatenate(parts, axis=1), [part.shape[1] for part in parts])
+
+    def _about_jobs(self) -> Any:
+        """Return what tells one run from another, as JSON gives it back."""
+        about = {name: [job.dictionary.about(), job.reads, job.writes] for name, job in self.jobs.items()}
+        return json.loads(json.dumps(about))
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: _fingerprint(rows) for name, rows in self.sources.items()}
+
+    def _drawn(self, n_vectors: int, *stream: str) -> dict[str, np.ndarray]:
+        seed = derive_seed(self._shared_config().data_seed, *stream)
+        joint = SideBySide(list(self.sources.values()))
+        vectors = next(BlockShuffle(joint, batch_size=n_vectors, seed=seed, buffer_bytes=SAMPLE_BYTES))
+        return {name: vectors[:, columns] for name, columns in self._columns.items()}
+
+    def _shared_config(self) -> SparseAutoencoderConfig:
+        configs = [job.dictionary.config for job in self.jobs.values()]
+        if not configs:
+            raise ConfigurationError("a pass needs at least one dictionary. Got none.")
+        for name in SHARED:
+            values = {getattr(config, name) for config in configs}
+            if len(values) > 1:
+                raise ConfigurationError(f"dictionaries of one pass must have the same {name}. Got {sorted(values)}.")
+        return configs[0]
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fingerprint(source: Rows) -> str:
+    """Return a digest of the shape, dtype, first and last rows: enough to notice another array."""
+    digest = hashlib.sha256(f"{source.shape} {source.dtype}".encode())
+    for rows in (slice(0, 4), slice(max(0, source.shape[0] - 4), source.shape[0])):
+        digest.update(np.ascontiguousarray(source[rows]).tobytes())
+    return digest.hexdigest()
