@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
-from flows.monitor_training import AnalysisError, run_pending
+from flows.pending import AnalysisError, run_pending
 from flows.plan import make_plan
 from mechint_core.errors import NotFoundError
 from mechint_core.store import ResultKey

@@ -97,6 +97,18 @@ def analyse(config: Path, step: int) -> None:
 
 @mechint.command()
 @CONFIG
+def dictionaries(config: Path) -> None:
+    """Train and examine the sparse dictionaries of a configuration, and nothing else."""
+    with services():
+        from flows.train_dictionaries import train_dictionaries
+
+        keys = train_dictionaries(config)
+    for key in keys:
+        out.print(f"{key.step:>10} {key.name}", highlight=False)
+
+
+@mechint.command()
+@CONFIG
 @click.option("--every", default=10.0, show_default=True, help="Seconds between looks at the folder.")
 @click.option("--until", type=int, help="End after the checkpoint of this step.")
 def watch(config: Path, every: float, until: int | None) -> None:

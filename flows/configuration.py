@@ -6,6 +6,7 @@ Every problem in the file is found at once and said in the file's own words, bef
 import difflib
 import inspect
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -68,7 +69,8 @@ class AnalysisSection(Section):
 
     technique: str
     sites: list[str] = ["*"]
-    """Recorded sites; `*` matches; `site@position` takes one position of a sequence."""
+    """Recorded sites; `*` matches; `site@position` takes one position of a sequence. Of a technique that takes a
+    dictionary: names of dictionaries."""
     inputs: dict[str, str | list[str]] = {}
     """Parameter: `dataset.field`, or a list of stored numbers `technique/name:scalar` over the checkpoints."""
     config: dict[str, Any] = {}
@@ -87,8 +89,6 @@ class AnalysisSection(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         technique = TECHNIQUES[self.technique]
-        if any(each.shape == "dictionary" for each in technique.parameters):
-            raise ValueError(f"{self.technique} is applied to every dictionary of `dictionaries`; leave it out here")
         known = {each.name for each in technique.parameters}
         for name in self.inputs.keys() - known:
             raise ValueError(f"{self.technique} has no input {name!r}{_nearest(name, known)}")
@@ -106,22 +106,49 @@ class AnalysisSection(Section):
 
 
 class DictionarySection(Section):
-    """A sparse dictionary to train."""
+    """Sparse dictionaries to train: one, or one for every combination of a sweep at every site that matches."""
 
-    site: str
+    site: str = ""
+    """An autoencoder of this site, or one of each that matches. `site@position` takes one position, else every
+    position is a vector."""
+    sites: list[str] = []
+    """In place of `site`: one crosscoder of these sites together."""
+    writes: str = ""
+    """Make a transcoder, which writes this site from `site`."""
+    skip: bool = False
+    """Give the transcoder a linear path beside its latents."""
+    across_steps: bool = False
+    """One crosscoder of `site` over all of `steps`, in place of a dictionary for each."""
+    across_runs: list[Name] = []
+    """One crosscoder of `site` in this run and the same site in these runs of the same store."""
+    mask: str = ""
+    """`dataset.field` with (sample, position): the vectors that count; the others are padding."""
     steps: Steps = ["last"]
     config: dict[str, Any] = {}
+    sweep: dict[str, list[Any]] = {}
+    """Option: the values to try. Every combination is a dictionary; all share one pass over the data."""
     name: Name = "default"
     """Tells two dictionaries of one site apart."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _check_options("dictionary", SparseAutoencoderConfig, self.config)
+        if bool(self.site) == bool(self.sites):
+            raise ValueError("must have either `site` or `sites`")
+        if self.sites and (self.writes or self.across_steps or self.across_runs):
+            raise ValueError("`sites` makes a crosscoder of one step of this run: leave out writes and across_...")
+        if self.writes and (self.across_steps or self.across_runs):
+            raise ValueError("a transcoder reads one site: leave out across_steps and across_runs")
+        for values in self.combinations():
+            _check_options("dictionary", SparseAutoencoderConfig, self.config | values)
         return self
 
-    def options(self) -> SparseAutoencoderConfig:
-        """Return the dictionary's frozen config."""
-        return from_json(SparseAutoencoderConfig, self.config)
+    def combinations(self) -> list[dict[str, Any]]:
+        """Return the options of each dictionary of the sweep; one without any, if there is none."""
+        return [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
+
+    def options(self, values: Mapping[str, Any]) -> SparseAutoencoderConfig:
+        """Return the frozen config of one of them."""
+        return from_json(SparseAutoencoderConfig, {**self.config, **values})
 
 
 class RunSection(Section):
@@ -157,6 +184,9 @@ class RunSection(Section):
                         f"analyses.{index}.inputs.{parameter}: {source!r} must be `dataset.field`; "
                         f"the datasets are {', '.join(self.datasets)}"
                     )
+        for index, section in enumerate(self.dictionaries):
+            if section.mask and section.mask.partition(".")[0] not in self.datasets:
+                found.append(f"dictionaries.{index}.mask: {section.mask!r} must be `dataset.field`")
         seen: set[tuple[str, str | None, str]] = set()
         for index, analysis in enumerate(self.analyses):
             same = (analysis.technique, analysis.name, str(sorted(analysis.sites)))

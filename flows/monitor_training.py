@@ -1,30 +1,21 @@
 """How do representations evolve through training? Incremental: a new checkpoint costs only its own work."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
-from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
+from flows.pending import AnalysisError, run_pending
 from flows.plan import Plan, make_plan
-from flows.progress import stage
 from flows.report import compose_report, report_path
-from mechint_core.errors import MechintError
+from flows.train_dictionaries import train_and_examine
 from tasks._report import publish_link
-from tasks.catalogue import TECHNIQUES
-from tasks.features import DictionaryWork, train_dictionary
 from tasks.publish import publish
-from tasks.references import Done, Work
 from tasks.settings import settings
-
-
-class AnalysisError(MechintError, RuntimeError):
-    """Some analyses failed; the others are stored, and the message lists the failures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +61,10 @@ def analyse(plan: Plan, failures: list[str]) -> int:
     by_checkpoint = [work for checkpoint in plan.checkpoints for work in plan.of_checkpoint(checkpoint)]
     n_done = run_pending("checkpoints", by_checkpoint, failures)
     n_done += run_pending("training", plan.over_sites(), failures)
-    n_done += run_pending("dictionaries", plan.dictionaries(), failures)
-    n_done += run_pending("evaluations", plan.dictionary_evaluations(), failures)
+    n_done += train_and_examine(plan, failures)
     if not failures:
         n_done += run_pending("phases", plan.over_measures(), failures)
     return n_done
-
-
-def run_pending(name: str, work: Sequence[Work | DictionaryWork], failures: list[str]) -> int:
-    """Submit what the store does not hold; gather failures, so that one bad analysis does not cost the others."""
-    todo = [each for each in work if not each.is_done()]
-    with stage(name, len(todo)) as advance:
-        submitted = {_submit(each): each for each in todo}
-        for future in as_completed(list(submitted)):
-            each = submitted[future]
-            place = f"{each.technique} {each.label}" + ("" if each.step is None else f" @{each.step}")
-            advance(place)
-            future.wait()  # until then its state is what the server last heard, which may be "Running"
-            if not future.state.is_completed():
-                failures.append(f"{place}: {future.state.message}")
-    return len(todo)
-
-
-def _submit(work: Work | DictionaryWork) -> PrefectFuture[Done]:
-    if isinstance(work, DictionaryWork):
-        return train_dictionary.submit(work)
-    return TECHNIQUES[work.technique].submit(work)
 
 
 def _parameters(plan: Plan) -> dict[str, str]:

@@ -8,11 +8,11 @@ A technique's parameters decide where it is applied, so that no technique needs 
     a model only            each checkpoint                         STEP/technique/model
     a sequence of arrays    each site, over all checkpoints         all/technique/site
     a table of measures     once, over all checkpoints              all/technique/measures
+    a dictionary            each trained dictionary: see `flows.dictionaries`
 
 `step` is bound to the checkpoints' steps; the rest is bound by the analysis's `inputs`.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,11 +32,9 @@ from mechint_core.models import (
     record_activations,
 )
 from mechint_core.store import ActivationStore, ResultKey
-from tasks._technique import Parameter, as_json
-from tasks.catalogue import TECHNIQUES
+from tasks._technique import Parameter
 from tasks.collection import CollectionWork
-from tasks.features import DictionaryWork
-from tasks.references import ArrayReference, ArraySequence, DictionaryReference, Input, Literals, ModelReference, Work
+from tasks.references import ArrayReference, ArraySequence, Input, Literals, ModelReference, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,8 @@ class Plan:
         return [
             work
             for analysis in self.config.analyses
-            if not _is_over_training(analysis) and checkpoint.step in _chosen(analysis.steps, self.steps)
+            if not (_is_over_training(analysis) or of_dictionary(analysis))
+            and checkpoint.step in chosen_steps(analysis.steps, self.steps)
             for work in _checkpoint_work(self, analysis, checkpoint)
         ]
 
@@ -125,54 +124,20 @@ class Plan:
         """List the work on tables of stored numbers; those numbers must be there."""
         return [_measure_work(self, analysis) for analysis in self.config.analyses if _is_of_measures(analysis)]
 
-    def dictionaries(self) -> list[DictionaryWork]:
-        """List the dictionaries to train."""
-        return [
-            DictionaryWork(
-                activations=_array(self, checkpoint, label),
-                config=as_json(dataclasses.asdict(section.options())),
-                name=section.name,
-            )
-            for section in self.config.dictionaries
-            for checkpoint in self.checkpoints
-            if checkpoint.step in _chosen(section.steps, self.steps)
-            for label in _labels(self, [section.site], "dictionaries")
-        ]
-
-    def dictionary_evaluations(self) -> list[Work]:
-        """List the evaluation of every trained dictionary on the activations it was trained on."""
-        return [self._evaluation(work) for work in self.dictionaries() if work.is_done()]
-
-    def _evaluation(self, trained: DictionaryWork) -> Work:
-        technique = TECHNIQUES["evaluate_dictionary"]
-        stored = ActivationStore(self.store).dictionary(
-            trained.run, trained.step, trained.activations.site, trained.label
-        )
-        dictionary = DictionaryReference(
-            store=self.store,
-            run=trained.run,
-            step=trained.step,
-            site=trained.activations.site,
-            name=trained.label,
-            digest=stored.digest,
-        )
-        inputs: dict[str, Input] = {"activations": trained.activations, "dictionary": dictionary}
-        return technique.work(
-            inputs, technique.config(), store=self.store, run=trained.run, name=trained.label, step=trained.step
-        )
-
     def outline(self) -> dict[str, int]:
         """Count the calls of each technique, without looking at any activation."""
         counts: dict[str, int] = {}
         for analysis in self.config.analyses:
-            labels = len(_labels(self, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
+            labels = len(site_labels(self, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
+            if of_dictionary(analysis):
+                continue  # `flows.dictionaries` counts these
             if _is_of_measures(analysis):
                 n = 1
             elif _is_over_training(analysis):
                 n = labels
             else:
                 pairs = labels * (labels - 1) // 2 if len(_unbound(analysis)) == 2 else labels
-                n = pairs * len(_chosen(analysis.steps, self.steps))
+                n = pairs * len(chosen_steps(analysis.steps, self.steps))
             counts[analysis.technique] = counts.get(analysis.technique, 0) + n
         return counts
 
@@ -236,17 +201,17 @@ def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.
 
 def _checkpoint_work(plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoint) -> Iterator[Work]:
     unbound = _unbound(analysis)
-    labels = _labels(plan, analysis.sites, analysis.technique)
+    labels = site_labels(plan, analysis.sites, analysis.technique)
     if not unbound:
         yield _work(plan, analysis, checkpoint, {}, "model")
     elif len(unbound) == 1:
         for label in labels:
-            yield _work(plan, analysis, checkpoint, {unbound[0].name: _array(plan, checkpoint, label)}, label)
+            yield _work(plan, analysis, checkpoint, {unbound[0].name: array_at(plan, checkpoint, label)}, label)
     elif len(unbound) == 2:
         for one, other in combinations(labels, 2):
             arrays: dict[str, Input] = {
-                unbound[0].name: _array(plan, checkpoint, one),
-                unbound[1].name: _array(plan, checkpoint, other),
+                unbound[0].name: array_at(plan, checkpoint, one),
+                unbound[1].name: array_at(plan, checkpoint, other),
             }
             yield _work(plan, analysis, checkpoint, arrays, f"{one}~{other}")
     else:
@@ -255,16 +220,16 @@ def _checkpoint_work(plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoi
 
 
 def _sequence_work(plan: Plan, analysis: AnalysisSection) -> Iterator[Work]:
-    chosen = [each for each in plan.checkpoints if each.step in _chosen(analysis.steps, plan.steps)]
+    chosen = [each for each in plan.checkpoints if each.step in chosen_steps(analysis.steps, plan.steps)]
     parameter = next(each for each in _unbound(analysis) if each.shape == "sequence")
-    for label in _labels(plan, analysis.sites, analysis.technique):
-        sequence = ArraySequence(arrays=[_array(plan, each, label) for each in chosen])
+    for label in site_labels(plan, analysis.sites, analysis.technique):
+        sequence = ArraySequence(arrays=[array_at(plan, each, label) for each in chosen])
         steps = Literals(values=[each.step for each in chosen])
         yield _work(plan, analysis, None, {parameter.name: sequence, "step": steps}, label)
 
 
 def _measure_work(plan: Plan, analysis: AnalysisSection) -> Work:
-    steps = [step for step in plan.steps if step in _chosen(analysis.steps, plan.steps)]
+    steps = [step for step in plan.steps if step in chosen_steps(analysis.steps, plan.steps)]
     tables: dict[str, Input] = {
         name: Literals(values=_table(plan, source, steps))
         for name, source in analysis.inputs.items()
@@ -294,7 +259,8 @@ def _work(
     )
 
 
-def _array(plan: Plan, checkpoint: Checkpoint, label: str) -> ArrayReference:
+def array_at(plan: Plan, checkpoint: Checkpoint, label: str) -> ArrayReference:
+    """Name the recorded activations of a site, or of one of its positions."""
     site, _, position = label.partition("@")
     stored = ActivationStore(plan.store).activations(plan.config.run, checkpoint.step, site)
     return ArrayReference(
@@ -335,6 +301,11 @@ def _unbound(analysis: AnalysisSection) -> list[Parameter]:
     ]
 
 
+def of_dictionary(analysis: AnalysisSection) -> bool:
+    """Say whether the technique is applied to trained dictionaries."""
+    return any(each.shape == "dictionary" and not each.optional for each in analysis.of.parameters)
+
+
 def _is_over_training(analysis: AnalysisSection) -> bool:
     return _is_of_measures(analysis) or any(each.shape == "sequence" for each in analysis.of.parameters)
 
@@ -343,8 +314,11 @@ def _is_of_measures(analysis: AnalysisSection) -> bool:
     return any(isinstance(source, list) for source in analysis.inputs.values())
 
 
-def _labels(plan: Plan, patterns: Sequence[str], asked_by: str) -> list[str]:
-    """Return the recorded sites, with a position where one was asked for, that `patterns` name."""
+def site_labels(plan: Plan, patterns: Sequence[str], asked_by: str, *, whole: bool = False) -> list[str]:
+    """Return the recorded sites, with a position where one was asked for, that `patterns` name.
+
+    A site with positions needs one, unless it may be taken `whole`.
+    """
     found: dict[str, None] = {}
     for pattern in patterns:
         glob, at, position = pattern.partition("@")
@@ -354,7 +328,7 @@ def _labels(plan: Plan, patterns: Sequence[str], asked_by: str) -> list[str]:
                 f"{asked_by}: no recorded site matches {pattern!r}. There are: {', '.join(plan.sites)}."
             )
         for name in names:
-            found[_label(name, plan.sites[name], at, position, asked_by)] = None
+            found[name if whole and not at else _label(name, plan.sites[name], at, position, asked_by)] = None
     return list(found)
 
 
@@ -370,7 +344,8 @@ def _label(name: str, shape: tuple[int, ...], at: str, position: str, asked_by: 
     return f"{name}@{int(position) % shape[0]}"
 
 
-def _chosen(steps: Steps | None, all_steps: Sequence[int]) -> set[int]:
+def chosen_steps(steps: Steps | None, all_steps: Sequence[int]) -> set[int]:
+    """Return the steps that a section means."""
     if steps is None:
         return set(all_steps)
     ends = {"first": all_steps[0], "last": all_steps[-1]}

@@ -65,6 +65,9 @@ class Scatter:
     title: str
     colour: str = ""
     colour_label: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    """With labels, the axes are two quantities, each at its own scale; without, one plane."""
     closed: bool = False
     """Join the points in their order, and the last to the first."""
 

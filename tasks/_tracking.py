@@ -3,6 +3,8 @@
 One parent run per (training run x store), found by its tag and resumed, never duplicated. Each checkpoint is an
 external LoggedModel with its metrics, so that `search_logged_models` ranks checkpoints; results over several
 checkpoints are metrics of the run itself. What is already there, by the digest of the results, is not logged twice.
+
+Training dictionaries has a parent run of its own, with a child per dictionary that sees it learn.
 """
 
 import json
@@ -15,7 +17,7 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from mechint_core.report import draw
 from mechint_core.store import StoredResult
@@ -84,6 +86,89 @@ def track(
     return Tracked(parent.info.run_id, experiment, new, overall_is_new)
 
 
+class DictionaryRun:
+    """The MLflow run of one dictionary: its metrics while it learns, and what came out.
+
+    A training that is resumed continues the run it had begun, and logs no step twice.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run, label: str) -> None:
+        self._client, self._run, self._label = client, run, label
+        logged = client.get_metric_history(run.info.run_id, "loss") if "loss" in run.data.metrics else []
+        self._last = max((each.step for each in logged), default=0)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of a step, in one call."""
+        if step <= self._last:
+            return
+        now = int(time.time() * 1000)
+        rows = [Metric(name, value, now, step) for name, value in metrics.items() if value == value]
+        self._client.log_batch(self._run.info.run_id, metrics=rows)
+        self._last = step
+
+    def finish(self, result: StoredResult, folder: Path) -> None:
+        """Log the final numbers, the figures and the dictionary itself, as files and as a LoggedModel."""
+        client, run_id = self._client, self._run.info.run_id
+        model = client.create_logged_model(
+            self._run.info.experiment_id,
+            name=metric_name(result, "dictionary").replace("/", "-").replace(".", "-"),
+            source_run_id=run_id,
+            params={"label": self._label, "step": str(result.key.step)},
+            model_type="sparse dictionary",
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, result.key.step or 0)])
+        now = int(time.time() * 1000)
+        rows = [
+            Metric(f"final/{name}", value, now, self._last, model_id=model.model_id, run_id=None)
+            for name, value in scalars(result).items()
+            if value == value
+        ]
+        client.log_batch(run_id, metrics=rows)
+        client.log_artifacts(run_id, str(folder), "dictionary")
+        log_figures_with(client, run_id, [result])
+        client.set_tag(run_id, MLFLOW_RUN_NOTE, result.reading)
+        client.set_terminated(run_id, "FINISHED")
+
+
+def child_runs(
+    uri: str, run: str, analysis: str, flow_run_id: str, params: Mapping[str, Mapping[str, str]]
+) -> dict[str, DictionaryRun]:
+    """Find or make the run of each dictionary, by its `cache_key`, below the one that holds the study of `run`."""
+    client = _client(uri)
+    experiment = _experiment(client, uri)
+    parent = _parent(client, experiment, f"{run} dictionaries", analysis)
+    client.set_tag(parent.info.run_id, "prefect.flow_run_id", flow_run_id)
+    made: dict[str, DictionaryRun] = {}
+    for label, named in params.items():
+        tag = digest_of([run, analysis, label, named["cache_key"]])[:24]
+        found = client.search_runs([experiment], f"tags.`mechint.dictionary` = '{tag}'", max_results=1)
+        child = found[0] if found else _child(client, experiment, parent, label, tag, named)
+        made[label] = DictionaryRun(client, child, label)
+    return made
+
+
+def _child(client: MlflowClient, experiment: str, parent: Run, label: str, tag: str, params: Mapping[str, str]) -> Run:
+    tags = {"mechint.dictionary": tag, MLFLOW_PARENT_RUN_ID: parent.info.run_id}
+    child = client.create_run(experiment, run_name=f"{label} @{params['step']}", tags=tags)
+    client.log_batch(child.info.run_id, params=[Param(name, value[:500]) for name, value in params.items()])
+    datasets = {name.removeprefix("data."): value for name, value in params.items() if name.startswith("data.")}
+    _log_datasets(client, child, datasets)
+    return child
+
+
+def log_study(uri: str, run: str, analysis: str, results: Sequence[StoredResult]) -> None:
+    """Log what compares the dictionaries of `run` to their parent run, and end it."""
+    client = _client(uri)
+    parent = _parent(client, _experiment(client, uri), f"{run} dictionaries", analysis)
+    if results:
+        _log_metrics(client, parent, _metrics(results, 0, None))
+        log_figures_with(client, parent.info.run_id, results)
+        client.set_tag(parent.info.run_id, MLFLOW_RUN_NOTE, "\n\n".join(each.reading for each in results))
+    client.set_terminated(parent.info.run_id, "FINISHED")
+
+
 def log_file(uri: str, run_id: str, path: Path, folder: str = "") -> None:
     """Add a file to a run's artifacts."""
     _client(uri).log_artifact(run_id, str(path), folder or None)
@@ -91,7 +176,11 @@ def log_file(uri: str, run_id: str, path: Path, folder: str = "") -> None:
 
 def log_figures(uri: str, run_id: str, results: Sequence[StoredResult]) -> None:
     """Draw the figures of `results` and add them to a run's artifacts."""
-    client = _client(uri)
+    log_figures_with(_client(uri), run_id, results)
+
+
+def log_figures_with(client: MlflowClient, run_id: str, results: Sequence[StoredResult]) -> None:
+    """Draw the figures of `results` and add them to a run's artifacts, by a client that is there already."""
     with tempfile.TemporaryDirectory() as folder:
         for result in results:
             for index, figure in enumerate(result.figures):

@@ -8,6 +8,7 @@ CATALOGUE = (
     alignment.rsa,
     features.evaluate_dictionary,
     features.match_features,
+    features.sparsity_frontier,
     fractals.detrended_fluctuation_analysis,
     fractals.higuchi_fractal_dimension,
     geometry.persistent_homology,

@@ -11,6 +11,7 @@ from mechint_core.features.dictionary_training import (
     train_dictionaries as train_dictionaries,
     train_sparse_autoencoder as train_sparse_autoencoder,
     train_transcoder as train_transcoder,
+    training_record as training_record,
 )
 from mechint_core.features.evaluate_dictionary import (
     EvaluateDictionary as EvaluateDictionary,
@@ -24,5 +25,10 @@ from mechint_core.features.match_features import (
 )
 from mechint_core.features.recipe import Recipe as Recipe, load_dictionary as load_dictionary
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
+from mechint_core.features.sparsity_frontier import (
+    SparsityFrontier as SparsityFrontier,
+    SparsityFrontierConfig as SparsityFrontierConfig,
+    sparsity_frontier as sparsity_frontier,
+)
 from mechint_core.features.training_pass import TrainingPass as TrainingPass
 from mechint_core.features.transcoder import Transcoder as Transcoder

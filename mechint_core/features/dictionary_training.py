@@ -18,7 +18,7 @@ from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.features.training import METRICS, OnProgress
 from mechint_core.features.training_pass import TrainingPass
 from mechint_core.features.transcoder import Transcoder
-from mechint_core.figure import Curve, Figure
+from mechint_core.figure import Curve, Figure, Histogram
 from mechint_core.parallel import Rows
 from mechint_core.result import Estimate, Result
 
@@ -41,6 +41,12 @@ class DictionaryTraining(Result):
         Curve(y=("loss", "fvu_curve"), x="step", title="Learning", x_label="step", y_label="loss, FVU", log_y=True),
         Curve(y=("l0_curve",), x="step", title="Active latents per vector", x_label="step", y_label="L0"),
         Curve(y=("dead_curve",), x="step", title="Dead latents", x_label="step", y_label="share"),
+        Histogram(
+            values="density",
+            title="How often the latents fire in the end",
+            x_label="share of samples a latent is active in",
+            log_x=True,
+        ),
     )
 
     fvu: Estimate
@@ -54,6 +60,7 @@ class DictionaryTraining(Result):
     fvu_curve: Float[np.ndarray, "pass"]
     l0_curve: Float[np.ndarray, "pass"]
     dead_curve: Float[np.ndarray, "pass"]
+    density: Float[np.ndarray, "latent"]
 
     def reading(self) -> str:
         """Say what was learned, and whether it had stopped improving."""
@@ -100,7 +107,7 @@ def train_dictionaries(
         for bit, as if it had never been stopped.
     on_progress
         Called about a hundred times with the number of steps made and the metrics: `loss`, `fvu`, `l0`,
-        `dead_share`; with several dictionaries `name/loss` and so on.
+        `dead_share`, parts of the loss; with several dictionaries `name/loss` and so on.
 
     Returns
     -------
@@ -210,6 +217,7 @@ def training_record(training: TrainingPass, name: str) -> DictionaryTraining:
         fvu_curve=curves["fvu"],
         l0_curve=curves["l0"],
         dead_curve=curves["dead_share"],
+        density=final.density,
     )
 
 

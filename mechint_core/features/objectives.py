@@ -50,6 +50,7 @@ from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.dictionary import SparseDictionary
 from mechint_core.features.sparse_codes import batch_topk, sparse_encode, topk
 
+LOSS_PARTS = ("reconstruction", "sparsity", "revival")
 SMALLEST_CODE = 1e-4
 """Codes below this are charged as this where p < 1: the slope of f^p at 0 is infinite."""
 
@@ -71,6 +72,8 @@ class Passed(NamedTuple):
     """What one training pass over a batch found."""
 
     loss: Tensor
+    parts: Float[Tensor, "part"]
+    """What the loss is the sum of: `LOSS_PARTS`, without gradient."""
     error: Float[Tensor, "sample other_unit"]
     """y - y_hat, without gradient."""
     l0: Tensor
@@ -143,7 +146,7 @@ class Penalised(Objective):
         loss, error = self._levels(_parts(codes, now.W_dec, self.sizes), _start(dictionary, x), y)
         mean_codes = codes.sum(dim=0) / len(x)  # not mean(): its gradient would be one more dense array
         charge = _charge(codes, mean_codes, self.config, moment)
-        return _passed(loss + self.config.penalty * moment.penalty * charge, error, codes, mean_codes > 0)
+        return _passed(loss, self.config.penalty * moment.penalty * charge, None, error, codes, mean_codes > 0)
 
 
 @final
@@ -170,8 +173,8 @@ class Gated(Objective):
         gate_loss, _ = self._levels(by_gate, start.detach(), y)
         mean_gate = gate.sum(dim=0) / len(x)
         charge = _charge(gate, mean_gate, self.config, moment)
-        loss = loss + gate_loss + self.config.penalty * moment.penalty * charge
-        return _passed(loss, error, codes, mean_gate > 0)
+        sparsity = self.config.penalty * moment.penalty * charge
+        return _passed(loss + gate_loss, sparsity, None, error, codes, mean_gate > 0)
 
     @torch.no_grad()
     def fold(self, dictionary: SparseDictionary) -> None:
@@ -197,10 +200,10 @@ class JumpRelu(Objective):
         pre = torch.addmm(now.scaled(dictionary.encoder_bias()), x, now.W_enc.T)
         codes, l0 = _jump(pre, self.log_threshold.exp(), self.config.bandwidth)
         loss, error = self._levels(_parts(codes, now.W_dec, self.sizes), _start(dictionary, x), y)
-        charge = (l0 / self.config.k - 1).square()
-        loss = loss + self.config.auxiliary_coef * _auxiliary(now, x, error.detach(), moment.dead)
+        sparsity = self.config.penalty * moment.penalty * (l0 / self.config.k - 1).square()
+        revival = self.config.auxiliary_coef * _auxiliary(now, x, error.detach(), moment.dead)
         fired = (codes.detach() > 0).any(dim=0)
-        return _passed(loss + self.config.penalty * moment.penalty * charge, error, codes, fired)
+        return _passed(loss, sparsity, revival, error, codes, fired)
 
     @torch.no_grad()
     def fold(self, dictionary: SparseDictionary) -> None:
@@ -219,12 +222,13 @@ class TopK(Objective):
         select = topk(int(k)) if self.config.activation == "topk" else batch_topk(k)
         codes = sparse_encode(x, now.W_enc, now.scaled(dictionary.encoder_bias()), select)
         loss, error = self._levels(codes.nested(now.W_dec, self.sizes), _start(dictionary, x), y)
-        loss = loss + self.config.auxiliary_coef * _auxiliary(now, x, error.detach(), moment.dead)
+        revival = self.config.auxiliary_coef * _auxiliary(now, x, error.detach(), moment.dead)
         active = codes.values.detach() > 0
         fired = torch.zeros_like(moment.dead)
         fired[codes.latents[active]] = True
         least = torch.where(active, codes.values.detach(), torch.inf).min()
-        return Passed(loss, error.detach(), active.sum() / len(x), fired, least)
+        parts = torch.stack([loss, torch.zeros_like(loss), revival]).detach()
+        return Passed(loss + revival, parts, error.detach(), active.sum() / len(x), fired, least)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -267,9 +271,15 @@ def _charge(codes: Tensor, mean_codes: Tensor, config: SparseAutoencoderConfig, 
     return powers * (total / powers.clamp_min(torch.finfo(codes.dtype).tiny)).detach()
 
 
-def _passed(loss: Tensor, error: Tensor, codes: Tensor, fired: Tensor) -> Passed:
+def _passed(
+    loss: Tensor, sparsity: Tensor, revival: Tensor | None, error: Tensor, codes: Tensor, fired: Tensor
+) -> Passed:
+    """Return what was found with dense codes."""
+    revival = torch.zeros_like(loss) if revival is None else revival
     l0 = torch.count_nonzero(codes.detach() > 0) / len(codes)  # 7 times faster on booleans
-    return Passed(loss, error.detach(), l0, fired.detach(), codes.new_tensor(torch.nan))
+    parts = torch.stack([loss, sparsity, revival]).detach()
+    total, nothing = loss + sparsity + revival, codes.new_tensor(torch.nan)
+    return Passed(total, parts, error.detach(), l0, fired.detach(), nothing)
 
 
 def _auxiliary(

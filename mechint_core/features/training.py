@@ -27,13 +27,13 @@ from torch.nn import functional
 
 from mechint_core.errors import DegenerateInputError
 from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.objectives import OBJECTIVES, Moment, Passed
+from mechint_core.features.objectives import LOSS_PARTS, OBJECTIVES, Moment, Passed
 from mechint_core.features.standardisation import Standardisation
 from mechint_core.random import torch_generator
 
 OnProgress = Callable[[int, dict[str, float]], None]
 
-METRICS = ("loss", "fvu", "l0", "dead_share")
+METRICS = ("loss", "fvu", "l0", "dead_share", *LOSS_PARTS)
 MAX_DEAD_VECTORS = 10_000_000
 MIN_DEAD_BATCHES = 4
 MAX_THRESHOLD_STEPS = 100
@@ -95,7 +95,8 @@ class Trainer:
         self._follow(passed.threshold)
         fvu = passed.error.square().sum() / (y - y.mean(dim=0)).square().sum()
         dead_share = self._dead().double().mean()
-        self.metrics[self.n_done] = torch.stack([passed.loss.detach(), fvu, passed.l0, dead_share.to(fvu.dtype)])
+        found = torch.stack([passed.loss.detach(), fvu, passed.l0, dead_share.to(fvu.dtype)])
+        self.metrics[self.n_done] = torch.cat([found, passed.parts])
         self.n_done += 1
         if self.n_done in self._resampled_at:
             self._resample(x, passed.error)

@@ -108,7 +108,7 @@ class TrainingPass:
             Steps between saves. By default a twentieth of the run.
         on_progress
             Called about a hundred times with the number of steps made and the means of the metrics since the last
-            call: `loss`, `fvu`, `l0`, `dead_share`; with several dictionaries, `name/loss` and so on.
+            call (`METRICS`: `loss`, `fvu`, `l0`, `dead_share`, parts of the loss); with several dictionaries, `name/loss` and so on.
         """
         save_every = save_every or max(1, self.length.n_steps // 20)
         report_every = max(1, self.length.n_steps // 100)

@@ -49,9 +49,9 @@ class KeptVectors:
     Parameters
     ----------
     rows
-        At least two axes before the units.
+        Any axes before the units.
     kept
-        (sample, position): what is no padding. It is held in memory, one byte a vector.
+        (sample, ...): what is no padding. It is held in memory, one byte a vector.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class KeptVectors:
     array([1., 3.])
     """
 
-    def __init__(self, rows: Rows, kept: Bool[np.ndarray, "sample position"]) -> None:
+    def __init__(self, rows: Rows, kept: Bool[np.ndarray, "sample *position"]) -> None:
         if tuple(rows.shape[:-1]) != kept.shape or not kept.any():
             raise ShapeError(
                 f"kept must be (sample, position) like rows {tuple(rows.shape)}, and keep at least one vector. "

@@ -90,7 +90,7 @@ def colour_scale(sheet: Sheet, image: Any, label: str) -> None:
 
 
 def scatter(sheet: Sheet, fields: Fields) -> None:
-    """Draw the first two coordinates of points, with equal scales."""
+    """Draw the first two coordinates of points, with equal scales unless they are two labelled quantities."""
     points = fields.numbers("points", ndim=2)
     if points.shape[1] < 2:
         raise ShapeError(f"points must have two coordinates or more. Got shape {points.shape}.")
@@ -114,10 +114,14 @@ def scatter(sheet: Sheet, fields: Fields) -> None:
     graded = colours is not None and not names
     if graded:
         sheet.keep_line()  # for the name of the colour scale
-    sheet.axes.set_aspect("equal", adjustable="datalim")
+    labelled = bool(fields.text("x_label") or fields.text("y_label"))
+    if labelled:
+        sheet.label(fields.text("x_label"), fields.text("y_label"))
+    else:
+        sheet.axes.set_aspect("equal", adjustable="datalim")
     for axis in (sheet.axes.xaxis, sheet.axes.yaxis):
         plain_axis(axis, 4)
-    sheet.place(right=74.0 if graded else 14.0, bottom=24.0)
+    sheet.place(right=74.0 if graded else 14.0, **({} if labelled else {"bottom": 24.0}))
     if graded:
         colour_scale(sheet, marks, fields.text("colour_label") or spaced(fields.text("colour")))
 

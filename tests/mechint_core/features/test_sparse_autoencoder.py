@@ -12,8 +12,9 @@ from mechint_core.features import (
     match_features,
     start_training,
     train_sparse_autoencoder,
+    training_record,
 )
-from mechint_core.features.dictionary_training import training_record
+
 from mechint_core.random import torch_generator
 from mechint_core.synthetic.sparse_dictionary import sparse_dictionary
 

@@ -111,7 +111,9 @@ def test_run__reports_about_a_hundred_times_and_at_the_end(source):
 
     assert 100 <= len(calls) <= 145
     assert calls[-1][0] == training.length.n_steps == 280
-    assert set(calls[-1][1]) == {"loss", "fvu", "l0", "dead_share"}
+    assert set(calls[-1][1]) == {"loss", "fvu", "l0", "dead_share", "reconstruction", "sparsity", "revival"}
+    parts = sum(calls[-1][1][name] for name in ("reconstruction", "sparsity", "revival"))
+    assert parts == pytest.approx(calls[-1][1]["loss"])
     assert calls[-1][1]["loss"] == pytest.approx(training.trainers[""].metrics[278:280, 0].mean().item())
 
 
