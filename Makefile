@@ -60,6 +60,10 @@ $(VENV)/.test: $(VENV)/.run
 	$(PIP) --editable '.[test,lint]'
 	@touch $@
 
+# Without their dependencies: together they name forty packages (wandb, plotly, nltk, umap, an nnsight of 2024) for
+# parts of them that no comparison imports. What the compared parts do import is in the oracle extra; see tests/peers.py.
+PEERS := sae-lens transformer-lens dictionary-learning
 $(VENV)/.oracle: $(VENV)/.test
 	$(PIP) --editable '.[test,lint,oracle]'
+	$(PIP) --no-deps $(PEERS)
 	@touch $@

@@ -18,12 +18,18 @@ from mechint_core.features.evaluate_dictionary import (
     EvaluateDictionaryConfig as EvaluateDictionaryConfig,
     evaluate_dictionary as evaluate_dictionary,
 )
+from mechint_core.features.latent_sharing import (
+    LatentSharing as LatentSharing,
+    LatentSharingConfig as LatentSharingConfig,
+    latent_sharing as latent_sharing,
+)
 from mechint_core.features.match_features import (
     MatchFeatures as MatchFeatures,
     MatchFeaturesConfig as MatchFeaturesConfig,
     match_features as match_features,
 )
 from mechint_core.features.recipe import Recipe as Recipe, load_dictionary as load_dictionary
+from mechint_core.features.saelens_format import export_saelens as export_saelens, import_saelens as import_saelens
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
 from mechint_core.features.sparsity_frontier import (
     SparsityFrontier as SparsityFrontier,

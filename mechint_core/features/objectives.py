@@ -142,7 +142,7 @@ class Penalised(Objective):
     def forward(self, dictionary: SparseDictionary, x: Tensor, y: Tensor, moment: Moment) -> Passed:
         """Return the loss on a batch."""
         now = effective(dictionary)
-        codes = functional.relu(torch.addmm(now.scaled(dictionary.encoder_bias()), x, now.W_enc.T))
+        codes = torch.addmm(now.scaled(dictionary.encoder_bias()), x, now.W_enc.T).relu_()
         loss, error = self._levels(_parts(codes, now.W_dec, self.sizes), _start(dictionary, x), y)
         mean_codes = codes.sum(dim=0) / len(x)  # not mean(): its gradient would be one more dense array
         charge = _charge(codes, mean_codes, self.config, moment)
@@ -257,6 +257,8 @@ def _parts(
     codes: Float[Tensor, "sample latent"], table: Float[Tensor, "latent unit"], sizes: Sequence[int]
 ) -> list[Tensor]:
     """Return what the latents of each level add."""
+    if len(sizes) == 1:
+        return [codes @ table]  # splitting in one costs a copy of the codes' gradient
     groups = zip(codes.split(list(sizes), dim=1), table.split(list(sizes)), strict=True)
     return [own @ rows for own, rows in groups]
 
@@ -276,7 +278,7 @@ def _passed(
 ) -> Passed:
     """Return what was found with dense codes."""
     revival = torch.zeros_like(loss) if revival is None else revival
-    l0 = torch.count_nonzero(codes.detach() > 0) / len(codes)  # 7 times faster on booleans
+    l0 = torch.count_nonzero(codes.detach() > 0).to(codes.dtype) / len(codes)  # 7 times faster on booleans
     parts = torch.stack([loss, sparsity, revival]).detach()
     total, nothing = loss + sparsity + revival, codes.new_tensor(torch.nan)
     return Passed(total, parts, error.detach(), l0, fired.detach(), nothing)
@@ -316,12 +318,12 @@ class _Jump(torch.autograd.Function):
         open_ = pre > threshold
         ctx.save_for_backward(pre, threshold, open_)
         ctx.bandwidth = bandwidth
-        return torch.where(open_, pre, 0.0), torch.count_nonzero(open_).to(pre.dtype) / len(pre)
+        return pre * open_, torch.count_nonzero(open_).to(pre.dtype) / len(pre)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         pre, threshold, open_ = ctx.saved_tensors
         of_codes, of_l0 = grad_outputs
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        felt = torch.where(near, of_codes, 0.0).sum(dim=0) * threshold + near.sum(dim=0) * (of_l0 / len(pre))
-        return torch.where(open_, of_codes, 0.0), -felt / ctx.bandwidth, None
+        near = ((pre - threshold).abs() < ctx.bandwidth / 2).to(pre.dtype)
+        felt = torch.einsum("sl,sl->l", near, of_codes) * threshold + near.sum(dim=0) * (of_l0 / len(pre))
+        return of_codes * open_, -felt / ctx.bandwidth, None
