@@ -157,8 +157,9 @@ class RunSection(Section):
     run: Name
     title: str = ""
     model: ModelSection
-    checkpoints: Path
-    """The folder of checkpoints: .safetensors, or weights that torch.load can read safely."""
+    checkpoints: Path | None = None
+    """The folder of checkpoints: .safetensors, or weights that torch.load can read safely. None: the model as its
+    factory makes it, with its pretrained weights, is the only checkpoint, at step 0."""
     datasets: dict[Name, DatasetSection]
     collect: CollectSection
     analyses: list[AnalysisSection] = []
@@ -230,7 +231,8 @@ def parse_configuration(content: Any, *, source: str, folder: Path) -> RunSectio
             f"{source} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
             + "\n".join(f"  - {p}" for p in problems)
         ) from None
-    return config.model_copy(update={"checkpoints": folder / config.checkpoints, "datasets": _located(config, folder)})
+    checkpoints = folder / config.checkpoints if config.checkpoints else None
+    return config.model_copy(update={"checkpoints": checkpoints, "datasets": _located(config, folder)})
 
 
 def _check_options(name: str, config: type[Any], given: Mapping[str, Any]) -> None:

@@ -21,9 +21,12 @@ from mechint_core.features import Recipe
 from mechint_core.store import ActivationStore, ResultKey, StoredResult
 from tasks.catalogue import TECHNIQUES
 from tasks.dictionaries import DictionaryWork, recipe_json
-from tasks.references import ArrayReference, Input, Literals, Work
+from tasks.references import ArrayReference, ArraySequence, DecoderReference, Input, Literals, Work
 
 Sources = dict[str, ArrayReference]
+
+ALWAYS = ("evaluate_dictionary", "latent_sharing")
+"""Asked of every dictionary of a kind that they take."""
 
 
 def dictionary_works(plan: Plan) -> list[DictionaryWork]:
@@ -63,10 +66,9 @@ def passes(works: Iterable[DictionaryWork]) -> list[list[DictionaryWork]]:
 
 def examinations(plan: Plan, works: Iterable[DictionaryWork]) -> list[Work]:
     """List what is to be asked of every trained dictionary: its quality, and the analyses that take a dictionary."""
-    default = AnalysisSection(technique="evaluate_dictionary")
     asked = [each for each in plan.config.analyses if of_dictionary(each)]
-    if all(each.technique != default.technique for each in asked):
-        asked = [default, *asked]
+    named = {each.technique for each in asked}
+    asked = [*(AnalysisSection(technique=name) for name in ALWAYS if name not in named), *asked]
     return [
         _examination(plan, analysis, work)
         for work in works
@@ -79,18 +81,34 @@ def examinations(plan: Plan, works: Iterable[DictionaryWork]) -> list[Work]:
 
 
 def comparison(plan: Plan, works: Sequence[DictionaryWork]) -> list[Work]:
-    """List the frontier of L0 against FVU of each section that sweeps, over its trained and evaluated dictionaries."""
-    technique = TECHNIQUES["sparsity_frontier"]
+    """List what compares the trained dictionaries of each sweep: the price of sparsity, and stability over seeds."""
     found: list[Work] = []
     for section, label, step, group in _sweeps(plan, works):
-        rows = [row for work in group if (row := _measures(plan, work)) is not None]
+        name = label if section.name == "default" else f"{label} ({section.name})"
+        done = [work for work in group if work.is_done()]
+        rows = [row for work in done if (row := _measures(plan, work)) is not None]
         if len(rows) >= 2:
-            inputs: dict[str, Input] = {"measures": Literals(values=rows)}
-            name = label if section.name == "default" else f"{label} ({section.name})"
-            found.append(
-                technique.work(inputs, technique.config(), store=plan.store, run=plan.config.run, name=name, step=step)
-            )
+            found.append(_comparison(plan, "sparsity_frontier", {"measures": Literals(values=rows)}, name, step))
+        for words, same in _seeds(section, done):
+            decoders = ArraySequence(arrays=[DecoderReference(dictionary=work.reference()) for work in same])
+            title = f"{label} ({words})" if words else name
+            found.append(_comparison(plan, "dictionary_stability", {"decoders": decoders}, title, step))
     return found
+
+
+def _comparison(plan: Plan, technique: str, inputs: Mapping[str, Input], name: str, step: int) -> Work:
+    of = TECHNIQUES[technique]
+    return of.work(inputs, of.config(), store=plan.store, run=plan.config.run, name=name, step=step)
+
+
+def _seeds(section: DictionarySection, works: Sequence[DictionaryWork]) -> Iterator[tuple[str, list[DictionaryWork]]]:
+    """Yield the dictionaries of a sweep that differ in their seed alone, and what they have in common."""
+    others = [name for name in section.sweep if name != "seed"]
+    groups: dict[str, list[DictionaryWork]] = {}
+    for work in works:
+        config = work.recipe["config"]
+        groups.setdefault(", ".join(f"{name}={_word(config[name])}" for name in others), []).append(work)
+    yield from ((words, same) for words, same in groups.items() if "seed" in section.sweep and len(same) >= 2)
 
 
 def _section_works(plan: Plan, section: DictionarySection) -> Iterator[DictionaryWork]:
@@ -163,10 +181,16 @@ def _word(value: Any) -> str:
 
 
 def _applies(analysis: AnalysisSection, work: DictionaryWork) -> bool:
-    """Say whether a technique that reads one site can be asked of this dictionary."""
-    reads, writes = work.recipe["reads"], work.recipe["writes"]
-    takes_model = any(each.shape == "model" for each in analysis.of.parameters)
-    return len(reads) == 1 and not (writes and takes_model)
+    """Say whether a technique takes this dictionary: its kind, and one site where it needs activations or a model."""
+    kind, single = work.what().kind, len(work.recipe["reads"]) == 1
+    for parameter in analysis.of.parameters:
+        if parameter.kind is not None and not issubclass(kind, parameter.kind):
+            return False
+        if parameter.name == "activations" and not single:
+            return False
+        if parameter.shape == "model" and (not single or work.recipe["writes"]):
+            return False
+    return True
 
 
 def _examination(plan: Plan, analysis: AnalysisSection, work: DictionaryWork) -> Work:

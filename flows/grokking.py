@@ -7,6 +7,7 @@ it rests on, also when that Estimate does not support it.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 from prefect import flow, task
 
@@ -24,9 +25,8 @@ CONFIGURATION = Path(__file__).with_suffix(".yaml")
 @flow(name="grokking", validate_parameters=False)
 def grokking(seed: int = 0) -> Monitored:
     """Train the network unless it is trained already, then analyse every checkpoint."""
-    config = demonstration(seed)
-    train_network(seed, config.checkpoints)
-    return monitor_training(config)
+    train_network(seed, settings().root / _checkpoints(seed))
+    return monitor_training(demonstration(seed))
 
 
 @task(name="train-network", persist_result=False)
@@ -51,17 +51,23 @@ def demonstration(seed: int = 0) -> RunSection:
     content["model"]["arguments"] = {"seed": seed}
     for dataset in content["datasets"].values():
         dataset["arguments"] = {"seed": seed}
+    content["checkpoints"] = _checkpoints(seed)
     if seed:
         content["run"] = f"grokking-{seed}"
-        content["checkpoints"] = f"checkpoints/grokking-{seed}"
     return parse_configuration(content, source=str(CONFIGURATION), folder=settings().root)
+
+
+def _checkpoints(seed: int) -> str:
+    """Return the folder of the training run, below the data folder."""
+    return f"checkpoints/grokking-{seed}" if seed else "checkpoints/grokking"
 
 
 def findings(results: Sequence[StoredResult]) -> list[Finding]:
     """Say what was found, and how sure it is; a conclusion whose results are missing is left out."""
     by_name = _ByName(results)
     made = (_order(by_name), _hidden_progress(by_name), _frequencies(by_name), _circle(by_name))
-    return [each for each in (*made, _drift(by_name), _flow_of_the_answer(by_name)) if each is not None]
+    more = (_features(by_name), _drift(by_name), _flow_of_the_answer(by_name))
+    return [each for each in (*made, *more) if each is not None]
 
 
 class _ByName:
@@ -147,6 +153,27 @@ def _circle(results: _ByName) -> Finding | None:
     first, last = clouds[0], clouds[-1]
     sentence = f"After training: {last.reading} Untrained: {first.reading}"
     return Finding("The answers lie on a circle", sentence, last.estimates["longest_h1"], "persistent_homology")
+
+
+def _features(results: _ByName) -> Finding | None:
+    """State whether dictionary features keep to the frequencies that carry the answer, after and before training."""
+    tuned = results.through_training("feature_frequencies", "mlp.hidden")
+    spectra = results.through_training("fourier_components", "residual")
+    if len(tuned) < 2 or not spectra:
+        return None
+    first, last = tuned[0], tuned[-1]
+    keys = {int(each) for each in spectra[-1].arrays["key"]}
+    best = last.arrays["best_frequency"][last.arrays["q_value"] <= 0.05]
+    at_keys = float(np.isin(best, list(keys)).mean()) if len(best) else 0.0
+    sentence = (
+        f"{last.reading} {at_keys:.0%} of the tuned features listen to one of the {len(keys)} key frequencies of the "
+        f"answer; {len(keys) / len(last.arrays['frequency']):.0%} of all frequencies are key. Of the untrained "
+        f"network's features {first.estimates['tuned'].value:.0%} are tuned, with a median of "
+        f"{first.estimates['median_tuning'].value:.0%} of their power at one frequency."
+    )
+    return Finding(
+        "Features are waves of the key frequencies", sentence, last.estimates["aligned"], "feature_frequencies"
+    )
 
 
 def _drift(results: _ByName) -> Finding | None:

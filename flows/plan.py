@@ -42,7 +42,8 @@ class Checkpoint:
     """One saved step of the training run."""
 
     step: int
-    path: Path
+    path: Path | None
+    """None: the model as its factory makes it."""
     digest: str
 
 
@@ -76,7 +77,7 @@ class Plan:
         return ModelReference(
             factory=section.factory,
             arguments=section.arguments,
-            checkpoint=str(checkpoint.path),
+            checkpoint=str(checkpoint.path or ""),
             digest=checkpoint.digest,
             device=self.config.collect.device,
         )
@@ -151,9 +152,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
         With every problem found: a factory that cannot be called, fields that do not exist, sites without a
         position where one is needed, a checkpoint folder without checkpoints.
     """
-    checkpoints = tuple(
-        Checkpoint(each.step, each.path, checkpoint_digest(each.path)) for each in list_checkpoints(config.checkpoints)
-    )
+    checkpoints = _checkpoints(config)
     store = ActivationStore(store_location)
     arrays = {name: load_dataset(name, section) for name, section in config.datasets.items()}
     fields = {name: commit_dataset(store, name, each) for name, each in arrays.items()}
@@ -171,6 +170,13 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
     )
     plan.outline()  # names every site that matches nothing, before anything runs
     return plan
+
+
+def _checkpoints(config: RunSection) -> tuple[Checkpoint, ...]:
+    if config.checkpoints is None:
+        return (Checkpoint(0, None, ""),)
+    found = list_checkpoints(config.checkpoints)
+    return tuple(Checkpoint(each.step, each.path, checkpoint_digest(each.path)) for each in found)
 
 
 def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayReference]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.configuration import configuration
 from flows.monitor_training import Monitored, monitor_training
 from flows.progress import say
-from mechint_core.errors import CheckpointError, NotFoundError
+from mechint_core.errors import CheckpointError, ConfigurationError, NotFoundError
 from mechint_core.models import list_checkpoints
 
 
@@ -22,16 +22,24 @@ def watch_training(config: Path, *, every: float, until: int | None = None) -> I
         Seconds between two looks.
     until
         End after the checkpoint of this step; by default go on until interrupted.
+
+    Raises
+    ------
+    ConfigurationError
+        If the configuration is of a single model, without a folder of checkpoints.
     """
     seen: dict[int, float] = {}
     section = configuration(config)
+    folder = section.checkpoints
+    if folder is None:
+        raise ConfigurationError(f"{config} must name a folder of `checkpoints` to watch. Got none.")
     while True:
-        found = _checkpoints(section.checkpoints)
+        found = _checkpoints(folder)
         if found and found != seen:
             yield monitor_training(section)
             seen = found
         elif not seen:
-            say(f"[dim]no checkpoint in {section.checkpoints} yet")
+            say(f"[dim]no checkpoint in {folder} yet")
         if until is not None and any(step >= until for step in seen):
             return
         time.sleep(every)

@@ -29,7 +29,7 @@ from prefect.futures import PrefectFuture
 
 import mechint_core
 from mechint_core.errors import MechintError
-from mechint_core.features import SparseDictionary, load_dictionary
+from mechint_core.features import SparseDictionary
 from mechint_core.models import load_model
 from mechint_core.parallel import Rows, compute
 from mechint_core.result import Result
@@ -59,6 +59,8 @@ class Parameter:
     optional: bool
     integer: bool
     """Labels and steps, in place of measurements."""
+    kind: type[SparseDictionary] | None = None
+    """Of a dictionary: which ones it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,28 +162,40 @@ def _parameters(function: Callable[..., Result]) -> tuple[Parameter, ...]:
     hints = get_type_hints(function, include_extras=True)
     signature = inspect.signature(function).parameters
     return tuple(
-        Parameter(name, _shape(hints[name]), parameter.default is None, _is_integer(hints[name]))
+        Parameter(
+            name, _shape(hints[name]), parameter.default is None, _is_integer(hints[name]), _dictionary(hints[name])
+        )
         for name, parameter in signature.items()
         if name != "config"
     )
 
 
-def _shape(hint: Any) -> Shape:
+def _dictionary(hint: Any) -> type[SparseDictionary] | None:
+    hint = _given(hint)
+    return hint if inspect.isclass(hint) and issubclass(hint, SparseDictionary) else None
+
+
+def _given(hint: Any) -> Any:
+    """Return what a parameter takes where it is not left out."""
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(each for each in get_args(hint) if each is not type(None))
+        return next(each for each in get_args(hint) if each is not type(None))
+    return hint
+
+
+def _shape(hint: Any) -> Shape:
+    hint = _given(hint)
     if get_origin(hint) in (Sequence, list, tuple):
         return "sequence"
     held = getattr(hint, "array_type", hint)
     if held is Rows:
         return "rows"
-    if inspect.isclass(held) and issubclass(held, SparseDictionary):
+    if _dictionary(hint) is not None:
         return "dictionary"
     return "array" if held is np.ndarray else "model"
 
 
 def _is_integer(hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(each for each in get_args(hint) if each is not type(None))
+    hint = _given(hint)
     return all("float" not in str(kind) for kind in getattr(hint, "dtypes", ["float"]))
 
 
@@ -198,9 +212,7 @@ def _value(given: Input, parameter: Parameter) -> Any:
         case Literals():
             return np.asarray(given.values)
         case DictionaryReference():
-            return load_dictionary(
-                ActivationStore(given.store).dictionary(given.run, given.step, given.site, given.name).path
-            )
+            return given.open()
         case ModelReference():
             return load_model(given.factory, given.arguments, given.checkpoint or None, device=given.device)
 

@@ -8,8 +8,10 @@ import hashlib
 import json
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from mechint_core.features import SparseDictionary, load_dictionary
 from mechint_core.store import ActivationStore, ResultKey, StoredArray
 
 
@@ -86,6 +88,26 @@ class DictionaryReference(Reference):
         """The content this names."""
         return self.digest
 
+    def open(self) -> SparseDictionary:
+        """Return the dictionary."""
+        return load_dictionary(ActivationStore(self.store).dictionary(self.run, self.step, self.site, self.name).path)
+
+
+class DecoderReference(Reference):
+    """The decoder rows of a committed dictionary, as an array."""
+
+    kind: Literal["decoder"] = "decoder"
+    dictionary: DictionaryReference
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return digest_of(["decoder", self.dictionary.identity])
+
+    def open(self) -> np.ndarray:
+        """Return the rows: (latent, unit)."""
+        return self.dictionary.open().W_dec.detach().numpy()
+
 
 class Literals(Reference):
     """Numbers small enough to be named by themselves: steps, a table of measures."""
@@ -100,10 +122,10 @@ class Literals(Reference):
 
 
 class ArraySequence(Reference):
-    """One array per checkpoint (or per system), in order."""
+    """One array per checkpoint (or per system, or dictionary), in order."""
 
     kind: Literal["sequence"] = "sequence"
-    arrays: list[ArrayReference]
+    arrays: list[ArrayReference | DecoderReference]
 
     @property
     def identity(self) -> str:

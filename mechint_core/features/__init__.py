@@ -13,15 +13,30 @@ from mechint_core.features.dictionary_training import (
     train_transcoder as train_transcoder,
     training_record as training_record,
 )
+from mechint_core.features.dictionary_stability import (
+    DictionaryStability as DictionaryStability,
+    DictionaryStabilityConfig as DictionaryStabilityConfig,
+    dictionary_stability as dictionary_stability,
+)
 from mechint_core.features.evaluate_dictionary import (
     EvaluateDictionary as EvaluateDictionary,
     EvaluateDictionaryConfig as EvaluateDictionaryConfig,
     evaluate_dictionary as evaluate_dictionary,
 )
+from mechint_core.features.feature_frequencies import (
+    FeatureFrequencies as FeatureFrequencies,
+    FeatureFrequenciesConfig as FeatureFrequenciesConfig,
+    feature_frequencies as feature_frequencies,
+)
 from mechint_core.features.latent_sharing import (
     LatentSharing as LatentSharing,
     LatentSharingConfig as LatentSharingConfig,
     latent_sharing as latent_sharing,
+)
+from mechint_core.features.loss_recovered import (
+    LossRecovered as LossRecovered,
+    LossRecoveredConfig as LossRecoveredConfig,
+    loss_recovered as loss_recovered,
 )
 from mechint_core.features.match_features import (
     MatchFeatures as MatchFeatures,
@@ -31,6 +46,11 @@ from mechint_core.features.match_features import (
 from mechint_core.features.recipe import Recipe as Recipe, load_dictionary as load_dictionary
 from mechint_core.features.saelens_format import export_saelens as export_saelens, import_saelens as import_saelens
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
+from mechint_core.features.sparse_probing import (
+    SparseProbing as SparseProbing,
+    SparseProbingConfig as SparseProbingConfig,
+    sparse_probing as sparse_probing,
+)
 from mechint_core.features.sparsity_frontier import (
     SparsityFrontier as SparsityFrontier,
     SparsityFrontierConfig as SparsityFrontierConfig,

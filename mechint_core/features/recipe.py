@@ -39,6 +39,11 @@ class Recipe:
         if self.skip and not self.writes:
             raise ConfigurationError("skip is for a transcoder: a path around an autoencoder would leave it nothing.")
 
+    @property
+    def kind(self) -> type[SparseDictionary]:
+        """What this makes."""
+        return Crosscoder if len(self.reads) > 1 else Transcoder if self.writes else SparseAutoencoder
+
     def job(self, widths: Mapping[str, int]) -> Job:
         """Return the untrained dictionary for sources of these widths, and what it reads and writes.
 

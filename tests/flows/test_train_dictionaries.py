@@ -56,6 +56,8 @@ def test_train_dictionaries__makes_every_kind_in_one_pass(tmp_path: Path):
     store = ActivationStore(settings().store_location)
     evaluated = {key.name for key in store.results(run="tiny") if key.technique == "evaluate_dictionary"}
     assert evaluated == {"act", "out", "act to out"}
+    shared = {key.name for key in store.results(run="tiny") if key.technique == "latent_sharing"}
+    assert shared == {"act+out", "act over steps"}
 
 
 def test_train_dictionaries__a_sweep_has_a_run_each_below_one_and_a_frontier(tmp_path: Path):

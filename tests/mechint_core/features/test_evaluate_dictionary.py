@@ -1,6 +1,7 @@
 import sys
 
 import hypothesis.strategies as st
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mechint_core.features import (
     EvaluateDictionaryConfig,
     SparseAutoencoder,
     SparseAutoencoderConfig,
+    Transcoder,
     evaluate_dictionary,
 )
 from mechint_core.random import torch_generator
@@ -39,6 +41,14 @@ def axes(d):
 def random(n_latents=24, d=6, seed=0, threshold=0.5):
     rows = torch.randn(n_latents, d, generator=torch_generator(seed, "rows"))
     return dictionary(torch.nn.functional.normalize(rows, dim=1), threshold=threshold)
+
+
+@pytest.fixture
+def without_shape_checks():
+    """Call as users do: the tests' own shape checks would refuse these inputs first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Known answer
@@ -97,6 +107,82 @@ def test_evaluate_dictionary__the_planted_dictionary_beats_its_null_and_a_random
     assert "no better than random" in null.reading()
 
 
+def test_evaluate_dictionary__principal_components_explain_their_share_of_the_variance(rng):
+    """Three independent units of variance 9, 4, 1: two of them active explain 13 of 14, to the data's own moments."""
+    x = rng.normal(size=(400, 3)) * [3, 2, 1]
+    two = dictionary(axes(3)[:2])
+
+    result = evaluate_dictionary(np.abs(x), two, config=QUICK)
+    controls = dict(zip(result.control, result.control_fvu, strict=True))
+    power = np.linalg.eigvalsh(np.cov(np.abs(x).T))
+
+    assert result.l0.value == 2
+    assert controls["this dictionary"] == result.fvu.value
+    assert controls["principal components"] == pytest.approx(power[0] / power.sum(), rel=1e-9)
+
+
+def test_evaluate_dictionary__sparse_units_are_explained_by_as_many_units_and_by_no_subspace():
+    """One unit of 32 active per vector, so that an L0 of 1 along the units explains nearly all; a line, 1/31 or so."""
+    x = np.eye(32)[np.arange(320) % 32] * np.linspace(1, 2, 320)[:, None]
+
+    result = evaluate_dictionary(x, dictionary(np.eye(32), threshold=0.5), config=QUICK)
+    controls = dict(zip(result.control, result.control_fvu, strict=True))
+
+    assert result.fvu.value == pytest.approx(0, abs=1e-20)
+    assert controls["k units per vector"] < 0.1
+    assert controls["principal components"] > 0.9
+    assert controls["shuffled"] < 0.1  # the units of this dictionary are interchangeable
+    assert controls["random"] > 0.5
+    assert "explains less" in result.reading()
+
+
+def test_evaluate_dictionary__shuffling_the_units_loses_what_the_planted_dictionary_knows():
+    planted = sparse_dictionary(2000, n_units=64, n_features=32, p_active=0.05)
+
+    result = evaluate_dictionary(planted.activations, dictionary(planted.dictionary, threshold=0.3), config=QUICK)
+    controls = dict(zip(result.control, result.control_fvu, strict=True))
+
+    for name in ("random", "untrained", "shuffled", "principal components"):
+        assert controls["this dictionary"] < 0.5 * controls[name], name
+
+
+def test_evaluate_dictionary__units_weigh_alike_in_r2_and_by_variance_in_fvu(rng):
+    """The second unit is not explained: it has 1 / 101 of the variance and half of the R2."""
+    x = np.abs(rng.normal(size=(300, 2))) * [10, 1]
+    first = dictionary(axes(2)[:1])
+    mean = x[:, 1].mean()
+    first.b_dec.data[1] = mean
+
+    result = evaluate_dictionary(x, first, config=QUICK)
+
+    assert result.unit_r2.value == pytest.approx(0.5, abs=1e-12)
+    assert result.fvu.value == pytest.approx(x[:, 1].var() / x.var(axis=0).sum(), rel=1e-12)
+    assert 0.9 < result.cosine.value < 1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_evaluate_dictionary__a_transcoder_is_held_to_its_target(rng, skip):
+    """y = relu(A x) + B x: latents that listen to the rows of A and write units, and a skip B, explain all of it."""
+    hidden, linear, x = rng.normal(size=(5, 3)), rng.normal(size=(5, 3)) * skip, rng.normal(size=(200, 3))
+    made = Transcoder(3, 5, skip=skip, config=SparseAutoencoderConfig(activation="relu", n_latents=5)).double()
+    with torch.no_grad():
+        made.W_enc.copy_(torch.from_numpy(hidden))
+        made.W_dec.copy_(torch.eye(5))
+        if made.W_skip is not None:
+            made.W_skip.copy_(torch.from_numpy(linear))
+    target = np.maximum(x @ hidden.T, 0) + x @ linear.T
+
+    result = evaluate_dictionary(x, made, target)
+
+    assert result.fvu.value == pytest.approx(0, abs=1e-20)
+    assert result.fvu.null > 0.5
+    controls = dict(zip(result.control, result.control_fvu, strict=True))
+    best = np.linalg.lstsq(x - x.mean(0), target - target.mean(0), rcond=None)[0]
+    error = target - target.mean(0) - (x - x.mean(0)) @ best
+    assert result.l0.value < 3.5  # so the best map of rank round(L0) = 2 or 3 is at least as bad as the full one
+    assert controls["principal components"] >= np.sum(error**2) / np.sum((target - target.mean(0)) ** 2) - 1e-9
+
+
 # Oracle
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_evaluate_dictionary__equals_the_formulas_on_the_whole_array(rng, activation, monkeypatch):
@@ -114,8 +200,23 @@ def test_evaluate_dictionary__equals_the_formulas_on_the_whole_array(rng, activa
     assert result.l0.value == pytest.approx(np.mean(np.sum(codes > 0, axis=1)))
     assert result.shrinkage.value == pytest.approx(np.sum(explained**2) / np.sum(explained * target))
     np.testing.assert_allclose(result.density, np.mean(codes > 0, axis=0))
+    deviation = np.sum((x - x.mean(0)) ** 2, axis=0)
+    assert result.unit_r2.value == pytest.approx(np.mean(1 - np.sum((target - explained) ** 2, axis=0) / deviation))
+    a, b = explained + made.b_dec.detach().numpy() - x.mean(0), x - x.mean(0)
+    cosine = np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert result.cosine.value == pytest.approx(cosine.mean())
     active = codes.sum(0) / np.maximum((codes > 0).sum(0), 1)
     np.testing.assert_allclose(result.mean_activation, active, rtol=1e-12)
+
+
+def test_evaluate_dictionary__a_target_that_is_the_input_changes_nothing_it_measures(rng):
+    """Reduced-rank regression of x on itself is principal component analysis, to rounding."""
+    x = rng.normal(size=(80, 6)) @ rng.normal(size=(6, 6))
+
+    alone, given = evaluate_dictionary(x, random(), config=QUICK), evaluate_dictionary(x, random(), x, config=QUICK)
+
+    assert given.scalars() == pytest.approx(alone.scalars(), rel=1e-9, nan_ok=True)
+    np.testing.assert_allclose(given.control_fvu, alone.control_fvu, rtol=1e-6, atol=1e-9)
 
 
 # Law
@@ -153,13 +254,26 @@ def test_evaluate_dictionary__refuses_too_few_samples_or_other_units(shape):
         evaluate_dictionary(np.ones(shape), random())
 
 
+def test_evaluate_dictionary__refuses_a_target_that_does_not_fit(rng, without_shape_checks):
+    transcoder = Transcoder(6, 4, config=SparseAutoencoderConfig(n_latents=8, k=2))
+
+    with pytest.raises(ConfigurationError, match="target must be given"):
+        evaluate_dictionary(rng.normal(size=(10, 6)), transcoder)
+    with pytest.raises(ShapeError, match="one vector for each"):
+        evaluate_dictionary(rng.normal(size=(10, 6)), transcoder, rng.normal(size=(9, 4)))
+    with pytest.raises(ShapeError, match="target must be"):
+        evaluate_dictionary(rng.normal(size=(10, 6)), transcoder, rng.normal(size=(10, 5)))
+
+
 @pytest.mark.parametrize(("value", "match"), [(np.nan, "must be finite"), (1.0, "must differ")])
 def test_evaluate_dictionary__refuses_vectors_without_variance(value, match):
     with pytest.raises(DegenerateInputError, match=match):
         evaluate_dictionary(np.full((4, 6), value), random())
 
 
-@pytest.mark.parametrize("option", [{"n_null": 0}, {"n_bootstrap": 0}, {"level": 1.0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "option", [{"n_null": 0}, {"n_bootstrap": 0}, {"level": 1.0}, {"seed": -1}, {"control_vectors": 1}]
+)
 def test_evaluate_dictionary__refuses_impossible_options(option):
     with pytest.raises(ConfigurationError, match="must be"):
         EvaluateDictionaryConfig(**option)
