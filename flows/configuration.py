@@ -151,6 +151,17 @@ class DictionarySection(Section):
         return from_json(SparseAutoencoderConfig, {**self.config, **values})
 
 
+class NamesSection(Section):
+    """Words for numbers on the pages of dictionaries: functions that return a sequence of texts."""
+
+    vocabulary: Factory | None = None
+    """The text of every token."""
+    samples: Factory | None = None
+    """What is known of each sample: its text, or its label."""
+    classes: Factory | None = None
+    """The model's outputs."""
+
+
 class RunSection(Section):
     """The whole file."""
 
@@ -164,6 +175,7 @@ class RunSection(Section):
     collect: CollectSection
     analyses: list[AnalysisSection] = []
     dictionaries: list[DictionarySection] = []
+    names: NamesSection = NamesSection()
     findings: Factory | None = None
     """`package.module:function` that opens the report with its own conclusions: StoredResults in, Findings out."""
 

@@ -112,6 +112,7 @@ def _seeds(section: DictionarySection, works: Sequence[DictionaryWork]) -> Itera
 
 
 def _section_works(plan: Plan, section: DictionarySection) -> Iterator[DictionaryWork]:
+    kept = _mask(plan, section)
     for label, step, sources, recipe in _data(plan, section):
         for values in section.combinations():
             words = [section.name] * (section.name != "default") + [f"{name}={_word(v)}" for name, v in values.items()]
@@ -121,8 +122,7 @@ def _section_works(plan: Plan, section: DictionarySection) -> Iterator[Dictionar
                 run=plan.config.run,
                 step=step,
                 label=f"{label} ({', '.join(words)})" if words else label,
-                sources=sources,
-                mask=_mask(plan, section),
+                sources={name: each.model_copy(update={"kept": kept}) for name, each in sources.items()},
                 recipe=recipe_json(dataclasses.replace(recipe, config=config)),
             )
 
@@ -208,7 +208,9 @@ def _examination(plan: Plan, analysis: AnalysisSection, work: DictionaryWork) ->
         elif parameter.shape == "model":
             inputs[parameter.name] = plan.model(checkpoint)
         elif parameter.name == "activations":
-            inputs[parameter.name] = work.sources[reads[0]]
+            inputs[parameter.name] = _read(analysis, work.sources[reads[0]])
+        elif parameter.name == "mask":
+            inputs |= {"mask": kept} if (kept := work.sources[reads[0]].kept) else {}
         elif parameter.name == "target" and writes:
             inputs[parameter.name] = work.sources[writes]
         elif not parameter.optional:
@@ -217,6 +219,19 @@ def _examination(plan: Plan, analysis: AnalysisSection, work: DictionaryWork) ->
     return analysis.of.work(
         inputs, analysis.options(), store=plan.store, run=plan.config.run, name=name, step=work.step
     )
+
+
+def _read(analysis: AnalysisSection, source: ArrayReference) -> ArrayReference:
+    """Name what a technique reads: with the padding, where it takes a mask; else without, which loses the samples."""
+    takes = {each.name for each in analysis.of.parameters}
+    if source.kept is None or "mask" in takes:
+        return source.model_copy(update={"kept": None})
+    if analysis.inputs:
+        raise ConfigurationError(
+            f"{analysis.technique} takes no mask, so it cannot relate {', '.join(analysis.inputs)} to the vectors of a "
+            "dictionary with one. Train it on a single position (`site@0`), or leave this analysis out."
+        )
+    return source
 
 
 def _sweeps(

@@ -62,6 +62,17 @@ def _checkpoints(seed: int) -> str:
     return f"checkpoints/grokking-{seed}" if seed else "checkpoints/grokking"
 
 
+def sums() -> list[str]:
+    """Return what each sample asks."""
+    prime = ModularAdditionConfig().prime
+    return [f"{a} + {b} = {(a + b) % prime}" for a in range(prime) for b in range(prime)]
+
+
+def residues() -> list[str]:
+    """Return the names of the network's outputs."""
+    return [str(each) for each in range(ModularAdditionConfig().prime)]
+
+
 def findings(results: Sequence[StoredResult]) -> list[Finding]:
     """Say what was found, and how sure it is; a conclusion whose results are missing is left out."""
     by_name = _ByName(results)

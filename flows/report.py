@@ -1,12 +1,14 @@
 """Write the report of a training run, from what is stored and nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from flows.plan import Plan
 from mechint_core.models import load_factory
-from mechint_core.report import Finding, RunSummary, write_report
+from mechint_core.report import DictionaryNames, Finding, RunSummary, write_dictionary_page, write_report
+from mechint_core.report.dictionary_page import TECHNIQUES
 from mechint_core.store import ActivationStore, StoredResult
 from tasks.provenance import git_commit, versions
 from tasks.publish import Published, attach
@@ -18,16 +20,38 @@ Findings = Callable[[Sequence[StoredResult]], Sequence[Finding]]
 def compose_report(plan: Plan, published: Published | None = None, *, started: datetime | None = None) -> Path:
     """Write the page of the run that `plan` describes, add it to its MLflow run, and return where it is."""
     results = stored_results(plan)
+    pages = dictionary_pages(plan, results)
     findings: Findings = load_factory(plan.config.findings) if plan.config.findings else general_findings
     path = write_report(
         report_path(plan),
-        _summary(plan, started),
+        _summary(plan, started, pages),
         results,
         overview=findings(results) if results else (),
     )
     if published is not None:
         attach(published.run_id, path, "report")
+        for page in pages.values():
+            attach(published.run_id, page, f"report/{page.parent.name}")
     return path
+
+
+def dictionary_pages(plan: Plan, results: Sequence[StoredResult]) -> dict[str, Path]:
+    """Write a page for every dictionary whose latents have examples, concepts or effects; return them by title."""
+    names = plan.config.names.model_dump(exclude_none=True)
+    words = DictionaryNames(**{kind: load_factory(factory)() for kind, factory in names.items()})
+    shown: dict[tuple[str, int], list[StoredResult]] = {}
+    for each in results:
+        if each.key.technique in TECHNIQUES and each.key.step is not None:
+            shown.setdefault((each.key.name, each.key.step), []).append(each)
+    pages: dict[str, Path] = {}
+    for (name, step), found in shown.items():
+        if any(each.key.technique != "evaluate_dictionary" for each in found):
+            title = f"{name} at step {step}"
+            folder = report_path(plan).with_suffix("")
+            pages[title] = write_dictionary_page(
+                folder / f"{name} {step}.html", f"Dictionary of {title}", found, names=words
+            )
+    return pages
 
 
 def report_path(plan: Plan) -> Path:
@@ -69,8 +93,9 @@ def _finding(result: StoredResult, when: str) -> Finding:
     return Finding(title, result.reading, certainty, result.key.technique)
 
 
-def _summary(plan: Plan, started: datetime | None) -> RunSummary:
+def _summary(plan: Plan, started: datetime | None, pages: Mapping[str, Path]) -> RunSummary:
     return RunSummary(
+        pages={title: quote(f"{page.parent.name}/{page.name}") for title, page in pages.items()},
         title=plan.config.title or plan.config.run,
         run=plan.config.run,
         model=plan.config.model.factory,

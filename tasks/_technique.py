@@ -206,7 +206,7 @@ def _read(inputs: Mapping[str, Input], parameters: Sequence[Parameter]) -> dict[
 def _value(given: Input, parameter: Parameter) -> Any:
     match given:
         case ArrayReference():
-            return given.open() if parameter.shape == "rows" else given.open().read()
+            return given.open() if parameter.shape == "rows" else given.read()
         case ArraySequence():
             return [each.open() for each in given.arrays]
         case Literals():

@@ -51,7 +51,7 @@ def collect_activations(work: CollectionWork) -> int:
         work.model.factory, work.model.arguments, work.model.checkpoint or None, device=work.model.device
     )
     positional = not any(work.keywords.values())
-    inputs = {work.keywords[name] or name: each.open().read() for name, each in work.inputs.items()}
+    inputs = {work.keywords[name] or name: each.read() for name, each in work.inputs.items()}
     n_samples = len(next(iter(inputs.values())))
     blocks = record_activations(
         model,

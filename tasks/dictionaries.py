@@ -18,7 +18,6 @@ from prefect import task
 
 from mechint_core import features
 from mechint_core.features import DictionaryTraining, Recipe, SparseAutoencoderConfig, Trained
-from mechint_core.kernels.row_views import KeptVectors
 from mechint_core.parallel import Rows
 from mechint_core.store import ActivationStore, ResultKey
 from tasks._technique import as_json, from_json, provenance_of, read_about
@@ -39,8 +38,6 @@ class DictionaryWork(Reference):
     """What it reads and its name, as the report shows them."""
     sources: dict[str, ArrayReference]
     """Each source that the recipe names."""
-    mask: ArrayReference | None = None
-    """(sample, position): the vectors that count."""
     recipe: dict[str, Any]
     version: int = 2
     technique: str = TECHNIQUE
@@ -58,8 +55,7 @@ class DictionaryWork(Reference):
     @property
     def inputs(self) -> dict[str, str]:
         """The content of what it is trained on, by name."""
-        masked = {"mask": self.mask.identity} if self.mask else {}
-        return {name: each.identity for name, each in self.sources.items()} | masked
+        return {name: each.identity for name, each in self.sources.items()}
 
     @property
     def cache_key(self) -> str:
@@ -71,8 +67,8 @@ class DictionaryWork(Reference):
         """What dictionaries must have in common to be trained in one pass."""
         config = self.what().config
         order = [config.n_epochs, config.batch_size, config.data_seed, config.buffer_bytes]
-        vectors = sorted({each.open().shape[:-1] for each in self.sources.values()})
-        return digest_of([self.run, self.step, order, vectors, self.mask.identity if self.mask else ""])
+        vectors = {(each.stored().shape[:-1], each.kept and each.kept.identity) for each in self.sources.values()}
+        return digest_of([self.run, self.step, order, sorted(map(str, vectors))])
 
     def what(self) -> Recipe:
         """Return the recipe."""
@@ -186,14 +182,9 @@ def _record(store: ActivationStore, work: DictionaryWork, made: Trained, run: Di
 
 
 def _sources(works: Sequence[DictionaryWork]) -> dict[str, Rows]:
-    """Open what the dictionaries read and write, each source once, without the vectors that do not count."""
+    """Open what the dictionaries read and write, each source once."""
     named = {name: each for work in works for name, each in work.sources.items()}
-    opened: dict[str, Rows] = {name: reference.open() for name, reference in named.items()}
-    mask = works[0].mask
-    if mask is None:
-        return opened
-    kept = mask.open().read().astype(bool)
-    return {name: KeptVectors(rows, kept) for name, rows in opened.items()}
+    return {name: reference.open() for name, reference in named.items()}
 
 
 def _params(work: DictionaryWork) -> dict[str, str]:

@@ -12,6 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mechint_core.features import SparseDictionary, load_dictionary
+from mechint_core.kernels.row_views import KeptVectors
+from mechint_core.parallel import Rows
 from mechint_core.store import ActivationStore, ResultKey, StoredArray
 
 
@@ -34,6 +36,8 @@ class ArrayReference(Reference):
     field: str = ""
     position: int | None = None
     """Take this position of (sample, position, unit)."""
+    kept: "ArrayReference | None" = None
+    """(sample, position): the vectors that count, which are then taken one after the other."""
     digest: str
 
     @property
@@ -44,10 +48,20 @@ class ArrayReference(Reference):
     @property
     def identity(self) -> str:
         """The content this names."""
-        return self.digest if self.position is None else f"{self.digest}@{self.position}"
+        place = self.digest if self.position is None else f"{self.digest}@{self.position}"
+        return place if self.kept is None else f"{place} where {self.kept.identity}"
 
-    def open(self) -> StoredArray:
-        """Return the stored array: its rows are read when asked for."""
+    def open(self) -> Rows:
+        """Return the stored rows, which are read when asked for."""
+        stored = self.stored()
+        return stored if self.kept is None else KeptVectors(stored, self.kept.read().astype(bool))
+
+    def read(self) -> np.ndarray:
+        """Return the whole array."""
+        return self.stored().read() if self.kept is None else self.open()[:]
+
+    def stored(self) -> StoredArray:
+        """Return the stored array, with the vectors that do not count."""
         store = ActivationStore(self.store)
         array = (
             store.activations(self.run, self.step, self.site) if self.site else store.inputs(self.dataset)[self.field]

@@ -1,8 +1,18 @@
 """Features: the directions that activations are made of."""
 
+from mechint_core.features.build_concept_dictionary import (
+    BuildConceptDictionary as BuildConceptDictionary,
+    BuildConceptDictionaryConfig as BuildConceptDictionaryConfig,
+    build_concept_dictionary as build_concept_dictionary,
+)
 from mechint_core.features.config import SparseAutoencoderConfig as SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder as Crosscoder
 from mechint_core.features.dictionary import SparseDictionary as SparseDictionary
+from mechint_core.features.dictionary_stability import (
+    DictionaryStability as DictionaryStability,
+    DictionaryStabilityConfig as DictionaryStabilityConfig,
+    dictionary_stability as dictionary_stability,
+)
 from mechint_core.features.dictionary_training import (
     DictionaryTraining as DictionaryTraining,
     Trained as Trained,
@@ -13,15 +23,15 @@ from mechint_core.features.dictionary_training import (
     train_transcoder as train_transcoder,
     training_record as training_record,
 )
-from mechint_core.features.dictionary_stability import (
-    DictionaryStability as DictionaryStability,
-    DictionaryStabilityConfig as DictionaryStabilityConfig,
-    dictionary_stability as dictionary_stability,
-)
 from mechint_core.features.evaluate_dictionary import (
     EvaluateDictionary as EvaluateDictionary,
     EvaluateDictionaryConfig as EvaluateDictionaryConfig,
     evaluate_dictionary as evaluate_dictionary,
+)
+from mechint_core.features.feature_examples import (
+    FeatureExamples as FeatureExamples,
+    FeatureExamplesConfig as FeatureExamplesConfig,
+    feature_examples as feature_examples,
 )
 from mechint_core.features.feature_frequencies import (
     FeatureFrequencies as FeatureFrequencies,
@@ -32,6 +42,11 @@ from mechint_core.features.latent_sharing import (
     LatentSharing as LatentSharing,
     LatentSharingConfig as LatentSharingConfig,
     latent_sharing as latent_sharing,
+)
+from mechint_core.features.logit_effects import (
+    LogitEffects as LogitEffects,
+    LogitEffectsConfig as LogitEffectsConfig,
+    logit_effects as logit_effects,
 )
 from mechint_core.features.loss_recovered import (
     LossRecovered as LossRecovered,

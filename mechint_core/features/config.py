@@ -42,8 +42,8 @@ class SparseAutoencoderConfig:
     k: int | float = 32
     """topk, batch_topk, jumprelu: active latents per sample (topk: a whole number; the others: the mean)."""
     sparsity_coef: float | None = None
-    """Weight of the penalty against the mean squared error per unit. relu, gated: of the codes' sum (None: 0.01).
-    jumprelu: of (L0 / k - 1)^2 (None: 1)."""
+    """Weight of the penalty against the mean squared error per unit. relu: of the codes' sum (None: 0.01); gated:
+    of the gates' (None: 0.02); jumprelu: of (L0 / k - 1)^2 (None: 1)."""
     p_end: int | float = 1
     """relu, gated: the penalty sums the codes to the power p, which falls from 1 to this: p-annealing."""
     levels: tuple[int | float, ...] = ()
@@ -133,7 +133,7 @@ class SparseAutoencoderConfig:
     @property
     def penalty(self) -> float:
         """The weight of the sparsity penalty."""
-        default = 1.0 if self.activation == "jumprelu" else 0.01
+        default = {"jumprelu": 1.0, "gated": 0.02}.get(self.activation, 0.01)
         return default if self.sparsity_coef is None else self.sparsity_coef
 
     def latents_for(self, n_units: int) -> int:

@@ -34,6 +34,7 @@ from mechint_core.features._bootstrap_counts import bootstrap_counts
 from mechint_core.features._control_quality import cosines, other_controls, random_controls, ratio, unexplained
 from mechint_core.features.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Curve, Figure, Histogram
+from mechint_core.kernels.proportions import wilson_interval
 from mechint_core.kernels.resampling import Tail, estimate
 from mechint_core.random import generator
 from mechint_core.result import Estimate, Result
@@ -299,11 +300,9 @@ def _statistics(sums: Float[np.ndarray, "draw column"], n_vectors: int) -> _Stat
 
 def _proportion(hits: np.ndarray, null: float, level: float) -> Estimate:
     """Return the share of hits with Wilson's interval, which is not empty even when there is none."""
-    n, share = len(hits), float(hits.mean())
-    z2 = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))) ** 2
-    middle, half = (share + z2 / (2 * n)), np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2)))
-    low, high = ((middle + side * half) / (1 + z2 / n) for side in (-1, 1))
-    return Estimate(share, max(0.0, float(low)), min(1.0, float(high)), null, level=level)
+    share = float(hits.mean())
+    low, high = wilson_interval(share, len(hits), level)
+    return Estimate(share, float(low), float(high), null, level=level)
 
 
 def _checked(

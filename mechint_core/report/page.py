@@ -1,12 +1,10 @@
 """The report: one HTML file, made from stored results only, that needs nothing else and asks nothing of any network."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from threading import get_ident
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -14,6 +12,7 @@ from markupsafe import Markup, escape
 from mechint_core import __version__
 from mechint_core.report import wording
 from mechint_core.report.sections import anchor, build_sections
+from mechint_core.report.whole_file import write_whole
 from mechint_core.result import Estimate
 from mechint_core.store.record import StoredResult
 
@@ -40,6 +39,8 @@ class RunSummary:
     commit: str = ""
     command: str = ""
     """How to make this report again."""
+    pages: Mapping[str, str] = field(default_factory=dict)
+    """Further pages, by title: their addresses relative to this one."""
     notes: str = ""
     """What a reader must know first: a caveat, a purpose."""
 
@@ -76,16 +77,7 @@ def write_report(
     Path
         The file written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    page = render_page(summary, results, overview=overview)
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{get_ident()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
+    return write_whole(path, render_page(summary, results, overview=overview))
 
 
 def render_page(summary: RunSummary, results: Sequence[StoredResult], *, overview: Sequence[Finding] = ()) -> str:
