@@ -72,7 +72,8 @@ class AnalysisSection(Section):
     """Recorded sites; `*` matches; `site@position` takes one position of a sequence. Of a technique that takes a
     dictionary: names of dictionaries."""
     inputs: dict[str, str | list[str]] = {}
-    """Parameter: `dataset.field`, or a list of stored numbers `technique/name:scalar` over the checkpoints."""
+    """Parameter: `dataset.field`, or a list of stored numbers `technique/name:scalar` over the checkpoints; of a
+    dictionary that may be left out: names of trained dictionaries."""
     config: dict[str, Any] = {}
     steps: Steps | None = None
     """Checkpoints to apply it to; all, if left out."""
@@ -94,6 +95,16 @@ class AnalysisSection(Section):
             raise ValueError(f"{self.technique} has no input {name!r}{_nearest(name, known)}")
         _check_options(self.technique, technique.config, self.config)
         return self
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The parameters that are bound to a field of a data set."""
+        shapes = {each.name: each.shape for each in self.of.parameters}
+        return {
+            name: source
+            for name, source in self.inputs.items()
+            if isinstance(source, str) and shapes[name] != "dictionary"
+        }
 
     @property
     def of(self) -> Technique:
@@ -191,8 +202,8 @@ class RunSection(Section):
         if self.collect.dataset not in self.datasets:
             found.append(f"collect.dataset {self.collect.dataset!r} is not in datasets ({', '.join(self.datasets)})")
         for index, analysis in enumerate(self.analyses):
-            for parameter, source in analysis.inputs.items():
-                if isinstance(source, str) and source.partition(".")[0] not in self.datasets:
+            for parameter, source in analysis.fields.items():
+                if source.partition(".")[0] not in self.datasets:
                     found.append(
                         f"analyses.{index}.inputs.{parameter}: {source!r} must be `dataset.field`; "
                         f"the datasets are {', '.join(self.datasets)}"

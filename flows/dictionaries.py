@@ -74,7 +74,7 @@ def examinations(plan: Plan, works: Iterable[DictionaryWork]) -> list[Work]:
         for work in works
         if work.is_done()
         for analysis in asked
-        if any(fnmatchcase(work.label, pattern) for pattern in analysis.sites)
+        if any(fnmatchcase(work.label, pattern) for pattern in _patterns(analysis))
         and work.step in chosen_steps(analysis.steps, plan.steps)
         and _applies(analysis, work)
     ]
@@ -180,6 +180,14 @@ def _word(value: Any) -> str:
     return "-".join(str(each) for each in value) if isinstance(value, list | tuple) else str(value)
 
 
+def _patterns(analysis: AnalysisSection) -> Sequence[str]:
+    """Return the names of dictionaries that an analysis means."""
+    named = [
+        analysis.inputs[each.name] for each in analysis.of.parameters if each.kind and each.name in analysis.inputs
+    ]
+    return [each for each in named if isinstance(each, str)] or analysis.sites
+
+
 def _applies(analysis: AnalysisSection, work: DictionaryWork) -> bool:
     """Say whether a technique takes this dictionary: its kind, and one site where it needs activations or a model."""
     kind, single = work.what().kind, len(work.recipe["reads"]) == 1
@@ -199,8 +207,8 @@ def _examination(plan: Plan, analysis: AnalysisSection, work: DictionaryWork) ->
     checkpoint = next(each for each in plan.checkpoints if each.step == work.step)
     reads, writes = work.recipe["reads"], work.recipe["writes"]
     for parameter in analysis.of.parameters:
-        source = analysis.inputs.get(parameter.name)
-        if isinstance(source, str):
+        source = analysis.fields.get(parameter.name)
+        if source is not None:
             dataset, _, name = source.partition(".")
             inputs[parameter.name] = plan.fields[dataset][name]
         elif parameter.shape == "dictionary":

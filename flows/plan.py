@@ -185,9 +185,9 @@ def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayR
         if name not in known:
             yield f"collect.inputs: {name!r} is not a field of {config.collect.dataset} ({', '.join(known)})"
     for index, analysis in enumerate(config.analyses):
-        for parameter, source in analysis.inputs.items():
-            dataset, _, name = source.partition(".") if isinstance(source, str) else ("", "", "")
-            if dataset and name not in fields[dataset]:
+        for parameter, source in analysis.fields.items():
+            dataset, _, name = source.partition(".")
+            if name not in fields[dataset]:
                 there = ", ".join(fields[dataset])
                 yield f"analyses.{index}.inputs.{parameter}: {name!r} is not a field of {dataset} ({there})"
 
@@ -249,8 +249,8 @@ def _work(
 ) -> Work:
     inputs = dict(unbound)
     for parameter in analysis.of.parameters:
-        source = analysis.inputs.get(parameter.name)
-        if isinstance(source, str):
+        source = analysis.fields.get(parameter.name)
+        if source is not None:
             dataset, _, name = source.partition(".")
             inputs[parameter.name] = plan.fields[dataset][name]
         elif parameter.shape == "model" and checkpoint is not None:
@@ -308,8 +308,11 @@ def _unbound(analysis: AnalysisSection) -> list[Parameter]:
 
 
 def of_dictionary(analysis: AnalysisSection) -> bool:
-    """Say whether the technique is applied to trained dictionaries."""
-    return any(each.shape == "dictionary" and not each.optional for each in analysis.of.parameters)
+    """Say whether the technique is applied to trained dictionaries: because it must be, or because one is named."""
+    return any(
+        each.shape == "dictionary" and (not each.optional or each.name in analysis.inputs)
+        for each in analysis.of.parameters
+    )
 
 
 def _is_over_training(analysis: AnalysisSection) -> bool:

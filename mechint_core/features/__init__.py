@@ -7,6 +7,11 @@ from mechint_core.features.build_concept_dictionary import (
 )
 from mechint_core.features.config import SparseAutoencoderConfig as SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder as Crosscoder
+from mechint_core.features.deeplift import (
+    Deeplift as Deeplift,
+    DeepliftConfig as DeepliftConfig,
+    deeplift as deeplift,
+)
 from mechint_core.features.dictionary import SparseDictionary as SparseDictionary
 from mechint_core.features.dictionary_stability import (
     DictionaryStability as DictionaryStability,
@@ -38,6 +43,16 @@ from mechint_core.features.feature_frequencies import (
     FeatureFrequenciesConfig as FeatureFrequenciesConfig,
     feature_frequencies as feature_frequencies,
 )
+from mechint_core.features.gradient_shap import (
+    GradientShap as GradientShap,
+    GradientShapConfig as GradientShapConfig,
+    gradient_shap as gradient_shap,
+)
+from mechint_core.features.integrated_gradients import (
+    IntegratedGradients as IntegratedGradients,
+    IntegratedGradientsConfig as IntegratedGradientsConfig,
+    integrated_gradients as integrated_gradients,
+)
 from mechint_core.features.latent_sharing import (
     LatentSharing as LatentSharing,
     LatentSharingConfig as LatentSharingConfig,
@@ -60,6 +75,11 @@ from mechint_core.features.match_features import (
 )
 from mechint_core.features.recipe import Recipe as Recipe, load_dictionary as load_dictionary
 from mechint_core.features.saelens_format import export_saelens as export_saelens, import_saelens as import_saelens
+from mechint_core.features.shapley_values import (
+    ShapleyValues as ShapleyValues,
+    ShapleyValuesConfig as ShapleyValuesConfig,
+    shapley_values as shapley_values,
+)
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
 from mechint_core.features.sparse_probing import (
     SparseProbing as SparseProbing,

@@ -33,7 +33,6 @@ def test_demonstration__is_a_valid_configuration():
         ({"extra": 1}, "extra: there is no such key"),
         ({"model": {"factory": "nothing"}}, "model.factory: must be `package.module:function`"),
         ({"analyses": [{"technique": "ckaa"}]}, "did you mean 'cka'"),
-        ({"analyses": [{"technique": "evaluate_dictionary"}]}, "applied to every dictionary"),
         ({"analyses": [{"technique": "cka", "config": {"levle": 0.9}}]}, "no option 'levle'; did you mean 'level'"),
         (
             {"analyses": [{"technique": "persistent_homology", "inputs": {"lable": "probe.label"}}]},

@@ -91,6 +91,37 @@ def test_train_dictionaries__a_sweep_has_a_run_each_below_one_and_a_frontier(tmp
     assert any("sparsity_frontier" in each.path for each in client.list_artifacts(parent.info.run_id, "figures"))
 
 
+def test_train_dictionaries__asks_what_the_configuration_asks(tmp_path: Path):
+    """Techniques that take a dictionary, one that may, and those of every dictionary; a page with what was found."""
+    analyses = [
+        {"technique": "loss_recovered", "inputs": {"inputs": "probe.x", "target": "probe.label"}},
+        {"technique": "feature_examples", "sites": ["act"]},
+        {
+            "technique": "integrated_gradients",
+            "inputs": {"inputs": "probe.x", "target": "probe.label", "dictionary": "act"},
+            "config": {"site": "act"},
+        },
+    ]
+    sections = [{"site": "*", "config": SMALL}]
+    path = write_run(tmp_path, analyses=analyses, dictionaries=sections)
+
+    monitored = monitor_training(path)
+
+    store = ActivationStore(settings().store_location)
+    done = {(key.technique, key.name) for key in store.results(run="tiny")}
+    assert done >= {
+        ("loss_recovered", "act"),
+        ("loss_recovered", "out"),
+        ("feature_examples", "act"),
+        ("integrated_gradients", "act"),
+        ("evaluate_dictionary", "out"),
+    }
+    assert ("feature_examples", "out") not in done
+    page = monitored.report.with_suffix("") / f"act {STEPS[-1]}.html"
+    assert "Dictionary of act at step 20" in page.read_text()
+    assert f'href="tiny/act%20{STEPS[-1]}.html"' in monitored.report.read_text()
+
+
 def test_monitor_training__trains_each_dictionary_once(tmp_path: Path):
     path = write_run(tmp_path, analyses=ANALYSES, dictionaries=[{"site": "act", "config": SMALL}])
 
