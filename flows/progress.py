@@ -46,7 +46,7 @@ def stage(name: str, total: int) -> Generator[Advance]:
         return
     columns = (
         TextColumn("{task.description:<14}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -90,5 +90,5 @@ def _in_words(seen: Seen) -> str:
     }
     if not means:
         return ""
-    rate = f"{seen.vectors_per_second:,.0f} vectors/s  " if seen.vectors_per_second else ""
-    return f"{rate}loss {means['loss']:.3g}  L0 {means['l0']:.3g}  dead {means['dead_share']:.1%}"
+    rate = f"{seen.vectors_per_second / 1000:.0f}k/s " if seen.vectors_per_second else ""
+    return f"{rate}loss {means['loss']:.2g} L0 {means['l0']:.3g} dead {means['dead_share']:.0%}"

@@ -4,9 +4,11 @@ from mechint_core import features
 from tasks._technique import technique_task
 
 build_concept_dictionary = technique_task(features.build_concept_dictionary, version=1)
+concept_tree = technique_task(features.concept_tree, version=1)
 deeplift = technique_task(features.deeplift, version=1)
 dictionary_stability = technique_task(features.dictionary_stability, version=1)
 evaluate_dictionary = technique_task(features.evaluate_dictionary, version=2)
+feature_absorption = technique_task(features.feature_absorption, version=1)
 feature_examples = technique_task(features.feature_examples, version=1)
 feature_frequencies = technique_task(features.feature_frequencies, version=1)
 gradient_shap = technique_task(features.gradient_shap, version=1)

@@ -5,6 +5,12 @@ from mechint_core.features.build_concept_dictionary import (
     BuildConceptDictionaryConfig as BuildConceptDictionaryConfig,
     build_concept_dictionary as build_concept_dictionary,
 )
+from mechint_core.features.concept_tree import (
+    ConceptTree as ConceptTree,
+    ConceptTreeConfig as ConceptTreeConfig,
+    concept_tree as concept_tree,
+    edge_f1 as edge_f1,
+)
 from mechint_core.features.config import SparseAutoencoderConfig as SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder as Crosscoder
 from mechint_core.features.deeplift import (
@@ -33,6 +39,11 @@ from mechint_core.features.evaluate_dictionary import (
     EvaluateDictionaryConfig as EvaluateDictionaryConfig,
     evaluate_dictionary as evaluate_dictionary,
 )
+from mechint_core.features.feature_absorption import (
+    FeatureAbsorption as FeatureAbsorption,
+    FeatureAbsorptionConfig as FeatureAbsorptionConfig,
+    feature_absorption as feature_absorption,
+)
 from mechint_core.features.feature_examples import (
     FeatureExamples as FeatureExamples,
     FeatureExamplesConfig as FeatureExamplesConfig,
@@ -47,6 +58,9 @@ from mechint_core.features.gradient_shap import (
     GradientShap as GradientShap,
     GradientShapConfig as GradientShapConfig,
     gradient_shap as gradient_shap,
+)
+from mechint_core.features.hierarchical_sparse_autoencoder import (
+    HierarchicalSparseAutoencoder as HierarchicalSparseAutoencoder,
 )
 from mechint_core.features.integrated_gradients import (
     IntegratedGradients as IntegratedGradients,

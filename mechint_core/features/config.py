@@ -10,6 +10,7 @@ Activation = Literal["batch_topk", "topk", "jumprelu", "gated", "relu"]
 DecoderNorm = Literal["unit", "weighted"]
 
 AT_LEAST = {
+    "k_start": 1,
     "n_latents": 1,
     "n_epochs": 1,
     "batch_size": 1,
@@ -41,6 +42,9 @@ class SparseAutoencoderConfig:
     """Dictionary features per unit, when `n_latents` is not given."""
     k: int | float = 32
     """topk, batch_topk, jumprelu: active latents per sample (topk: a whole number; the others: the mean)."""
+    k_start: int | float | None = None
+    """topk, batch_topk: `k` times this many are active at first, and fewer and fewer until `sparsity_warmup` ends.
+    None: 3 with `levels`, or two latents of the first level settle on one feature and another has none; else 1."""
     sparsity_coef: float | None = None
     """Weight of the penalty against the mean squared error per unit. relu: of the codes' sum (None: 0.01); gated:
     of the gates' (None: 0.02); jumprelu: of (L0 / k - 1)^2 (None: 1)."""
@@ -66,8 +70,9 @@ class SparseAutoencoderConfig:
     steps rather than a hundred thousand."""
     warmup: float = 0.05
     """Share of the run over which the step size grows linearly from 0."""
-    sparsity_warmup: float = 0.05
-    """Share of the run over which the penalty grows linearly from 0."""
+    sparsity_warmup: float | None = None
+    """Share of the run over which the penalty grows linearly from 0, and k falls linearly from `k_start` k. None:
+    0.5 with `levels`, else 0.05."""
     decay: float = 0.2
     """Share of the run, at its end, over which the step size falls linearly to 0."""
     clip: float = 1.0
@@ -113,7 +118,7 @@ class SparseAutoencoderConfig:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be above 0. Got {getattr(self, name)}.")
         for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must be a share in [0, 1]. Got {getattr(self, name)}.")
         if self.tied_weights and (self.activation == "gated" or self.decoder_norm == "weighted"):
             raise ConfigurationError(
@@ -135,6 +140,16 @@ class SparseAutoencoderConfig:
         """The weight of the sparsity penalty."""
         default = {"jumprelu": 1.0, "gated": 0.02}.get(self.activation, 0.01)
         return default if self.sparsity_coef is None else self.sparsity_coef
+
+    @property
+    def first_k(self) -> float:
+        """How many times `k` are active at first."""
+        return (3.0 if self.levels else 1.0) if self.k_start is None else self.k_start
+
+    @property
+    def sparsity_ramp(self) -> float:
+        """The share of the run until sparsity is what was asked for."""
+        return (0.5 if self.levels else 0.05) if self.sparsity_warmup is None else self.sparsity_warmup
 
     def latents_for(self, n_units: int) -> int:
         """Return the dictionary's size for activations of `n_units` units."""

@@ -218,8 +218,8 @@ class TopK(Objective):
 
     def forward(self, dictionary: SparseDictionary, x: Tensor, y: Tensor, moment: Moment) -> Passed:
         """Return the loss on a batch."""
-        now, k = effective(dictionary), self.config.k
-        select = topk(int(k)) if self.config.activation == "topk" else batch_topk(k)
+        now, k = effective(dictionary), self._k(moment)
+        select = topk(round(k)) if self.config.activation == "topk" else batch_topk(k)
         codes = sparse_encode(x, now.W_enc, now.scaled(dictionary.encoder_bias()), select)
         loss, error = self._levels(codes.nested(now.W_dec, self.sizes), _start(dictionary, x), y)
         revival = self.config.auxiliary_coef * _auxiliary(now, x, error.detach(), moment.dead)
@@ -229,6 +229,11 @@ class TopK(Objective):
         least = torch.where(active, codes.values.detach(), torch.inf).min()
         parts = torch.stack([loss, torch.zeros_like(loss), revival]).detach()
         return Passed(loss + revival, parts, error.detach(), active.sum() / len(x), fired, least)
+
+    def _k(self, moment: Moment) -> float:
+        """Return how many are kept at this moment: k in the end."""
+        excess = (self.config.first_k - 1) * (1 - moment.penalty)
+        return min(sum(self.sizes), self.config.k * (1 + excess))
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

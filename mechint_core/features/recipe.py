@@ -9,13 +9,14 @@ from mechint_core.errors import CheckpointError, ConfigurationError
 from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder
 from mechint_core.features.dictionary import WEIGHTS, SparseDictionary
+from mechint_core.features.hierarchical_sparse_autoencoder import HierarchicalSparseAutoencoder
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.features.tensor_file import read_tensors
 from mechint_core.features.training_pass import Job
 from mechint_core.features.transcoder import Transcoder
 
 KINDS: Final[Mapping[str, type[SparseDictionary]]] = {
-    each.__name__: each for each in (SparseAutoencoder, Transcoder, Crosscoder)
+    each.__name__: each for each in (SparseAutoencoder, HierarchicalSparseAutoencoder, Transcoder, Crosscoder)
 }
 
 
@@ -24,7 +25,8 @@ class Recipe:
     """One dictionary to train: what it reads, what it writes, and how."""
 
     reads: tuple[str, ...]
-    """Names of sources. One: an autoencoder, or a transcoder if it writes another. Several: a crosscoder."""
+    """Names of sources. One: an autoencoder, hierarchical if the config has levels, or a transcoder if it writes
+    another. Several: a crosscoder."""
     writes: str = ""
     """The source that a transcoder should write; empty: what is read."""
     skip: bool = False
@@ -42,7 +44,9 @@ class Recipe:
     @property
     def kind(self) -> type[SparseDictionary]:
         """What this makes."""
-        return Crosscoder if len(self.reads) > 1 else Transcoder if self.writes else SparseAutoencoder
+        if len(self.reads) > 1 or self.writes:
+            return Crosscoder if len(self.reads) > 1 else Transcoder
+        return HierarchicalSparseAutoencoder if self.config.levels else SparseAutoencoder
 
     def job(self, widths: Mapping[str, int]) -> Job:
         """Return the untrained dictionary for sources of these widths, and what it reads and writes.
@@ -65,7 +69,8 @@ class Recipe:
         if self.writes:
             made: SparseDictionary = Transcoder(first, widths[self.writes], skip=self.skip, config=self.config)
         else:
-            made = SparseAutoencoder(first, self.config.latents_for(first), config=self.config)
+            kind = HierarchicalSparseAutoencoder if self.config.levels else SparseAutoencoder
+            made = kind(first, self.config.latents_for(first), config=self.config)
         made.site = site
         return made
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.dictionary import SparseDictionary, read_config
 from mechint_core.features.training import OnProgress
-from mechint_core.features.training_pass import Job, TrainingPass
+from mechint_core.features.training_pass import retimed, train_alone
 
 
 @final
@@ -103,16 +103,12 @@ class SparseAutoencoder(SparseDictionary):
         list of float
             Dimensionless: 1 is the error of the data's centre, and the penalties are added to it.
         """
-        asked = {"n_epochs": num_epochs, "batch_size": batch_size, "lr": lr}
-        given = {name: value for name, value in asked.items() if value is not None}
-        config = replace(self.config, device=str(self.W_dec.device), **given)
-        vectors = activations.detach().cpu().numpy() if isinstance(activations, Tensor) else activations
+        config = retimed(self.config, num_epochs, batch_size, lr, str(self.W_dec.device))
         fresh = SparseAutoencoder(self.input_dim, self.hidden_dim, config=config)
-        training = TrainingPass({"activations": vectors}, {"": Job(fresh, ("activations",))})
-        training.run(on_progress=on_progress)
-        self.take(training.trainers[""].finished().tensors())
+        trained, losses = train_alone(fresh, activations, on_progress)
+        self.take(trained.tensors())
         self.config = config
-        return training.epoch_losses("")
+        return losses
 
     @torch.no_grad()
     def get_feature_activations(self, x: np.ndarray | Tensor) -> Float[Tensor, "*sample latent"]:

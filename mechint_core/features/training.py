@@ -90,7 +90,7 @@ class Trainer:
         x, y = self._standardised(x, y)
         share = (self.n_done + 1) / self.length.n_steps
         self._adam.param_groups[0]["lr"] = self._peak_lr * self._step_size(share)
-        passed = self._descend(x, y, Moment(_rising(share, self.config.sparsity_warmup), share, self._dead()))
+        passed = self._descend(x, y, Moment(_rising(share, self.config.sparsity_ramp), share, self._dead()))
         self._silent = torch.where(passed.fired, 0, self._silent + len(x))
         self._follow(passed.threshold)
         fvu = passed.error.square().sum() / (y - y.mean(dim=0)).square().sum()

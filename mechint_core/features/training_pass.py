@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mechint_core.errors import CheckpointError, ConfigurationError
 from mechint_core.features.config import SparseAutoencoderConfig
@@ -220,6 +222,24 @@ class TrainingPass:
             if len(values) > 1:
                 raise ConfigurationError(f"dictionaries of one pass must have the same {name}. Got {sorted(values)}.")
         return configs[0]
+
+
+def train_alone(
+    fresh: SparseDictionary, activations: np.ndarray | Tensor, on_progress: OnProgress | None = None
+) -> tuple[SparseDictionary, list[float]]:
+    """Train one dictionary on vectors in memory; return it in their units, and the mean loss of each epoch."""
+    vectors = activations.detach().cpu().numpy() if isinstance(activations, Tensor) else activations
+    training = TrainingPass({"activations": vectors}, {"": Job(fresh, ("activations",))})
+    training.run(on_progress=on_progress)
+    return training.trainers[""].finished(), training.epoch_losses("")
+
+
+def retimed(
+    config: SparseAutoencoderConfig, num_epochs: int | None, batch_size: int | None, lr: float | None, device: str
+) -> SparseAutoencoderConfig:
+    """Return the config with what the notebook's call says in place of its own."""
+    asked = {"n_epochs": num_epochs, "batch_size": batch_size, "lr": lr}
+    return replace(config, device=device, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from mechint_core.features import (
     train_sparse_autoencoder,
     training_record,
 )
-
 from mechint_core.random import torch_generator
 from mechint_core.synthetic.sparse_dictionary import sparse_dictionary
 
