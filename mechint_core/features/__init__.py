@@ -1,5 +1,25 @@
 """Features: the directions that activations are made of."""
 
+from mechint_core.features.attribution.deeplift import (
+    Deeplift as Deeplift,
+    DeepliftConfig as DeepliftConfig,
+    deeplift as deeplift,
+)
+from mechint_core.features.attribution.gradient_shap import (
+    GradientShap as GradientShap,
+    GradientShapConfig as GradientShapConfig,
+    gradient_shap as gradient_shap,
+)
+from mechint_core.features.attribution.integrated_gradients import (
+    IntegratedGradients as IntegratedGradients,
+    IntegratedGradientsConfig as IntegratedGradientsConfig,
+    integrated_gradients as integrated_gradients,
+)
+from mechint_core.features.attribution.shapley_values import (
+    ShapleyValues as ShapleyValues,
+    ShapleyValuesConfig as ShapleyValuesConfig,
+    shapley_values as shapley_values,
+)
 from mechint_core.features.build_concept_dictionary import (
     BuildConceptDictionary as BuildConceptDictionary,
     BuildConceptDictionaryConfig as BuildConceptDictionaryConfig,
@@ -11,14 +31,10 @@ from mechint_core.features.concept_tree import (
     concept_tree as concept_tree,
     edge_f1 as edge_f1,
 )
-from mechint_core.features.config import SparseAutoencoderConfig as SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder as Crosscoder
-from mechint_core.features.deeplift import (
-    Deeplift as Deeplift,
-    DeepliftConfig as DeepliftConfig,
-    deeplift as deeplift,
-)
-from mechint_core.features.dictionary import SparseDictionary as SparseDictionary
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig as SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary as SparseDictionary
+from mechint_core.features.dictionaries.training_pass import TrainingPass as TrainingPass
 from mechint_core.features.dictionary_stability import (
     DictionaryStability as DictionaryStability,
     DictionaryStabilityConfig as DictionaryStabilityConfig,
@@ -54,18 +70,8 @@ from mechint_core.features.feature_frequencies import (
     FeatureFrequenciesConfig as FeatureFrequenciesConfig,
     feature_frequencies as feature_frequencies,
 )
-from mechint_core.features.gradient_shap import (
-    GradientShap as GradientShap,
-    GradientShapConfig as GradientShapConfig,
-    gradient_shap as gradient_shap,
-)
 from mechint_core.features.hierarchical_sparse_autoencoder import (
     HierarchicalSparseAutoencoder as HierarchicalSparseAutoencoder,
-)
-from mechint_core.features.integrated_gradients import (
-    IntegratedGradients as IntegratedGradients,
-    IntegratedGradientsConfig as IntegratedGradientsConfig,
-    integrated_gradients as integrated_gradients,
 )
 from mechint_core.features.latent_sharing import (
     LatentSharing as LatentSharing,
@@ -89,11 +95,6 @@ from mechint_core.features.match_features import (
 )
 from mechint_core.features.recipe import Recipe as Recipe, load_dictionary as load_dictionary
 from mechint_core.features.saelens_format import export_saelens as export_saelens, import_saelens as import_saelens
-from mechint_core.features.shapley_values import (
-    ShapleyValues as ShapleyValues,
-    ShapleyValuesConfig as ShapleyValuesConfig,
-    shapley_values as shapley_values,
-)
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
 from mechint_core.features.sparse_probing import (
     SparseProbing as SparseProbing,
@@ -105,5 +106,4 @@ from mechint_core.features.sparsity_frontier import (
     SparsityFrontierConfig as SparsityFrontierConfig,
     sparsity_frontier as sparsity_frontier,
 )
-from mechint_core.features.training_pass import TrainingPass as TrainingPass
 from mechint_core.features.transcoder import Transcoder as Transcoder

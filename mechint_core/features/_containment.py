@@ -17,7 +17,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 from scipy.special import gammaln
 
 from mechint_core.features._encoded_blocks import encoded_blocks
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.parallel import Rows
 from mechint_core.random import generator
 

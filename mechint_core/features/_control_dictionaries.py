@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.sparse_codes import batch_topk, sparse_encode
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.sparse_codes import batch_topk, sparse_encode
 from mechint_core.random import derive_seed, torch_generator
 
 

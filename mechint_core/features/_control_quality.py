@@ -24,7 +24,7 @@ from mechint_core.features._control_dictionaries import (
     shuffled_directions,
     untrained_directions,
 )
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.random import generator
 from mechint_core.result import NAN
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 
 from mechint_core.errors import DegenerateInputError, ShapeError
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.parallel import Rows
 
 Mask = Integer[np.ndarray, "sample position"] | Bool[np.ndarray, "sample position"]

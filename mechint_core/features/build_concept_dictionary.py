@@ -26,7 +26,7 @@ from mechint_core.errors import ConfigurationError, ShapeError
 from mechint_core.features._concept_search import Columns, Found, Half, at, halves, label_columns, search
 from mechint_core.features._encoded_blocks import Mask, encoded_blocks
 from mechint_core.features._label_statistics import auroc_interval, spearman_interval
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Figure, Histogram
 from mechint_core.kernels.proportions import wilson_interval
 from mechint_core.kernels.resampling import p_value

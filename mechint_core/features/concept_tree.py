@@ -31,7 +31,7 @@ from mechint_core.features._containment import (
     read_firing,
     shuffled_firing,
 )
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Figure, Histogram, Matrix
 from mechint_core.kernels.false_discovery import false_discovery_rate
 from mechint_core.kernels.proportions import wilson_interval

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechint_core.errors import ConfigurationError
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary, read_config
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary, read_config
 
 
 @final

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from mechint_core.errors import ConfigurationError
-from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.training import METRICS, OnProgress
+from mechint_core.features.dictionaries.training_pass import TrainingPass
 from mechint_core.features.evaluate_dictionary import EvaluateDictionaryConfig, evaluate_dictionary
 from mechint_core.features.recipe import Recipe
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
-from mechint_core.features.training import METRICS, OnProgress
-from mechint_core.features.training_pass import TrainingPass
 from mechint_core.features.transcoder import Transcoder
 from mechint_core.figure import Curve, Figure, Histogram
 from mechint_core.parallel import Rows

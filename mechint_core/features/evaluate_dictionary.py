@@ -32,7 +32,7 @@ from torch import Tensor
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.features._bootstrap_counts import bootstrap_counts
 from mechint_core.features._control_quality import cosines, other_controls, random_controls, ratio, unexplained
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Curve, Figure, Histogram
 from mechint_core.kernels.proportions import wilson_interval
 from mechint_core.kernels.resampling import Tail, estimate

@@ -31,8 +31,8 @@ from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeE
 from mechint_core.features._bootstrap_counts import bootstrap_counts
 from mechint_core.features._encoded_blocks import encoded_blocks
 from mechint_core.features._silent_parents import Edges, Measured, any_child, dealt, measure, ratio
-from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.sparse_codes import batch_topk, sparse_encode
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.sparse_codes import batch_topk, sparse_encode
 from mechint_core.figure import Bars, Figure
 from mechint_core.kernels.proportions import wilson_interval
 from mechint_core.kernels.resampling import estimate, p_value

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from mechint_core.errors import ConfigurationError, ShapeError
 from mechint_core.features._encoded_blocks import Mask, encoded_blocks
 from mechint_core.features._kept_examples import Examples, KeptExamples
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Figure, Histogram
 from mechint_core.kernels.resampling import bootstrap_rows, estimate
 from mechint_core.parallel import Rows

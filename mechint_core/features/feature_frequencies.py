@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Figure, Histogram
 from mechint_core.kernels.resampling import bootstrap_rows, estimate
 from mechint_core.random import generator

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from mechint_core.errors import ConfigurationError
 from mechint_core.features.concept_tree import ConceptTree, ConceptTreeConfig, concept_tree
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary, read_config
-from mechint_core.features.training import OnProgress
-from mechint_core.features.training_pass import retimed, train_alone
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary, read_config
+from mechint_core.features.dictionaries.training import OnProgress
+from mechint_core.features.dictionaries.training_pass import retimed, train_alone
 from mechint_core.parallel import Rows
 
 LEVELS = (1 / 16, 1 / 4)

@@ -22,7 +22,7 @@ from torch import nn
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.features._output_slopes import SlopeRuns
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Figure, Histogram
 from mechint_core.kernels.false_discovery import false_discovery_rate
 from mechint_core.kernels.proportions import wilson_interval

@@ -29,7 +29,7 @@ from mechint_core.features._bootstrap_counts import bootstrap_counts
 from mechint_core.features._control_dictionaries import fit_control, random_directions, untrained_directions
 from mechint_core.features._run_ratios import RUNS, RunRatios
 from mechint_core.features._spliced_runs import Batch, Output, Place, Scores, SplicedRuns, Write, next_tokens, place_of
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Figure
 from mechint_core.models import inference, memory_remedy
 from mechint_core.random import generator

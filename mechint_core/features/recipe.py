@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from mechint_core.errors import CheckpointError, ConfigurationError
-from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder
-from mechint_core.features.dictionary import WEIGHTS, SparseDictionary
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import WEIGHTS, SparseDictionary
+from mechint_core.features.dictionaries.tensor_file import read_tensors
+from mechint_core.features.dictionaries.training_pass import Job
 from mechint_core.features.hierarchical_sparse_autoencoder import HierarchicalSparseAutoencoder
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
-from mechint_core.features.tensor_file import read_tensors
-from mechint_core.features.training_pass import Job
 from mechint_core.features.transcoder import Transcoder
 
 KINDS: Final[Mapping[str, type[SparseDictionary]]] = {

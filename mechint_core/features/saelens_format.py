@@ -30,10 +30,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mechint_core.errors import CheckpointError, ConfigurationError
-from mechint_core.features.config import Activation, SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.config import Activation, SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.tensor_file import replace_durably, write_tensors
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
-from mechint_core.features.tensor_file import replace_durably, write_tensors
 from mechint_core.features.transcoder import Transcoder
 
 CONFIG = "cfg.json"

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary, read_config
-from mechint_core.features.training import OnProgress
-from mechint_core.features.training_pass import retimed, train_alone
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary, read_config
+from mechint_core.features.dictionaries.training import OnProgress
+from mechint_core.features.dictionaries.training_pass import retimed, train_alone
 
 
 @final

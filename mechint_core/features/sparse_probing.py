@@ -34,7 +34,7 @@ from mechint_core.features._linear_probes import (
     sparse_predictions,
 )
 from mechint_core.features._probing_task import Kind, ProbingTask, probing_task
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Bars, Curve, Figure
 from mechint_core.kernels.resampling import p_value
 from mechint_core.random import generator

@@ -60,16 +60,16 @@ def inference(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def differentiation(model: nn.Module) -> Generator[None]:
-    """The same with gradients for what is put into the model; its parameters get none."""
+    """Run `model` as `inference` does, with gradients for what is put into it; its parameters get none."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with _undisturbed(model), torch.enable_grad():
         try:
             for parameter in asking:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
             yield
         finally:
             for parameter in asking:
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechint_core.features.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
 from mechint_core.features.dictionary_training import start_training
 from mechint_core.features.recipe import Recipe
 from mechint_core.parallel import Rows

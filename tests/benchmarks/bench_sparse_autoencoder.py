@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from mechint_core.features.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.standardisation import standardisation
+from mechint_core.features.dictionaries.training import Length, Trainer
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
-from mechint_core.features.standardisation import standardisation
-from mechint_core.features.training import Length, Trainer
 from mechint_core.random import generator, torch_generator
 from tests.peers import dictionary_learning, sae_lens
 

@@ -18,7 +18,7 @@ from mechint_core.features._label_statistics import (
     spearman_interval,
 )
 from mechint_core.features.build_concept_dictionary import BuildConceptDictionaryConfig, build_concept_dictionary
-from mechint_core.features.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.random import generator
 

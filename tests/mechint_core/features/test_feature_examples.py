@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
-from mechint_core.features.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
 from mechint_core.features.feature_examples import FeatureExamplesConfig, feature_examples
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.random import generator

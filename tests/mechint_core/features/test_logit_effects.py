@@ -9,7 +9,7 @@ from torch import nn
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
 from mechint_core.features._output_slopes import SlopeRuns
-from mechint_core.features.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
 from mechint_core.features.logit_effects import LogitEffectsConfig, logit_effects
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.models import rewritten

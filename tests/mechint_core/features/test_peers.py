@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.objectives import OBJECTIVES, Moment, Objective, Passed
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.objectives import OBJECTIVES, Moment, Objective, Passed
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.features.transcoder import Transcoder
 from mechint_core.random import torch_generator

@@ -8,8 +8,8 @@ from hypothesis import given
 from safetensors.torch import save_file
 
 from mechint_core.errors import CheckpointError, ConfigurationError
-from mechint_core.features.config import SparseAutoencoderConfig
 from mechint_core.features.crosscoder import Crosscoder
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
 from mechint_core.features.saelens_format import export_saelens, import_saelens
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
 from mechint_core.features.transcoder import Transcoder

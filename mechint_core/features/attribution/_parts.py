@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechint_core.errors import ShapeError
-from mechint_core.features._attributed_answer import Answer
-from mechint_core.features._attribution_question import Kind
+from mechint_core.features.attribution._attributed_answer import Answer
+from mechint_core.features.attribution._attribution_question import Kind
 
 ERROR: Final = "error"
 """Name of the part that a dictionary leaves unexplained."""

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
-from mechint_core.features._attribution_question import AttributionConfig, Samples
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.attribution._attribution_question import AttributionConfig, Samples
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.models import activation_of, capture, device_of, rewritten, samples_first, samples_to, to_model
 from mechint_core.models.running import precision_of
 

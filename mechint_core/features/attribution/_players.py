@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from mechint_core.errors import ConfigurationError
-from mechint_core.features._attributed_answer import Answer
-from mechint_core.features._attribution_question import AttributionConfig, Reference, Samples
-from mechint_core.features._baseline import Baseline
-from mechint_core.features._coalitions import Worth
-from mechint_core.features._parts import Parts, parts_of
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.attribution._attributed_answer import Answer
+from mechint_core.features.attribution._attribution_question import AttributionConfig, Reference, Samples
+from mechint_core.features.attribution._baseline import Baseline
+from mechint_core.features.attribution._coalitions import Worth
+from mechint_core.features.attribution._parts import Parts, parts_of
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.models import match_sites, rewritten
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import nn
 
 from mechint_core.errors import ConfigurationError
-from mechint_core.features._attribution import Attribution, summarise
-from mechint_core.features._attribution_question import (
+from mechint_core.features.attribution._attribution import Attribution, summarise
+from mechint_core.features.attribution._attribution_question import (
     AttributionConfig,
     Reference,
     Samples,
@@ -28,11 +28,11 @@ from mechint_core.features._attribution_question import (
     check_least,
     chosen_samples,
 )
-from mechint_core.features._coalitions import Shapley, Worth, by_kernel, by_permutations, exact
-from mechint_core.features._explained import Explained
-from mechint_core.features._players import PartsGame, SitesGame
-from mechint_core.features._shuffled_parameters import compare_with_shuffled
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.attribution._coalitions import Shapley, Worth, by_kernel, by_permutations, exact
+from mechint_core.features.attribution._explained import Explained
+from mechint_core.features.attribution._players import PartsGame, SitesGame
+from mechint_core.features.attribution._shuffled_parameters import compare_with_shuffled
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.models import differentiation, memory_remedy
 from mechint_core.random import generator
 

@@ -28,7 +28,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from mechint_core.features._rescale_rules import RULES, Arguments, Function, is_linear, no_rule, varies, words
+from mechint_core.features.attribution._rescale_rules import (
+    RULES,
+    Arguments,
+    Function,
+    is_linear,
+    no_rule,
+    varies,
+    words,
+)
 
 LINEAR: Final = words(
     "add iadd radd sub isub rsub subtract neg negative positive pos sum mean cumsum diff broadcast_tensors "

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from mechint_core.features._attribution_question import AttributionConfig, Samples
-from mechint_core.features._explained import Explained
+from mechint_core.features.attribution._attribution_question import AttributionConfig, Samples
+from mechint_core.features.attribution._explained import Explained
 from mechint_core.random import torch_generator
 
 Explain = Callable[[nn.Module, Samples], Explained]

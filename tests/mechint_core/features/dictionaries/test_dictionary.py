@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from mechint_core.errors import CheckpointError, ConfigurationError, ShapeError
 from mechint_core.features import Crosscoder, SparseAutoencoder, SparseAutoencoderConfig, Transcoder, load_dictionary
-from mechint_core.features.standardisation import Standardisation
+from mechint_core.features.dictionaries.standardisation import Standardisation
 from mechint_core.random import torch_generator
 
 ACTIVATIONS = ("batch_topk", "topk", "relu", "gated", "jumprelu")
@@ -201,7 +201,9 @@ def test_load__refuses_another_kind(tmp_path):
 def test_load__refuses_a_config_of_other_fields(tmp_path, monkeypatch):
     made = SparseAutoencoder(6, 12, sparsity_coef=0.1)
     made.save(tmp_path)
-    monkeypatch.setattr("mechint_core.features.dictionary.read_tensors", lambda _: ({}, {"config": {"no": 1}}))
+    monkeypatch.setattr(
+        "mechint_core.features.dictionaries.dictionary.read_tensors", lambda _: ({}, {"config": {"no": 1}})
+    )
 
     with pytest.raises(CheckpointError, match="this version's fields"):
         SparseAutoencoder.load(tmp_path)

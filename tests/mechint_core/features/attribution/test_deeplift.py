@@ -10,13 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
-from mechint_core.features._lockstep import LINEAR, QUERIES, REWRITTEN
-from mechint_core.features._rescale_rules import RULES
-from mechint_core.features.deeplift import DeepliftConfig, deeplift
-from mechint_core.features.integrated_gradients import IntegratedGradientsConfig, integrated_gradients
+from mechint_core.features.attribution._lockstep import LINEAR, QUERIES, REWRITTEN
+from mechint_core.features.attribution._rescale_rules import RULES
+from mechint_core.features.attribution.deeplift import DeepliftConfig, deeplift
+from mechint_core.features.attribution.integrated_gradients import IntegratedGradientsConfig, integrated_gradients
 from mechint_core.random import generator
 from mechint_core.synthetic.modular_addition import build_dataset, build_model
-from tests.mechint_core.features.small_networks import Stack, filled, mlp, signed_axes, trained_on_two_inputs
+from tests.mechint_core.features.attribution.small_networks import (
+    Stack,
+    filled,
+    mlp,
+    signed_axes,
+    trained_on_two_inputs,
+)
 
 unchecked = inspect.unwrap(deeplift)  # without the shape checker of the tests, to meet our own messages
 BARE = {"n_null": 0, "n_bootstrap": 2}

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from mechint_core.features import SparseAutoencoder, SparseAutoencoderConfig, Transcoder
-from mechint_core.features.objectives import OBJECTIVES, Moment
+from mechint_core.features.dictionaries.objectives import OBJECTIVES, Moment
 from mechint_core.random import torch_generator
 
 ACTIVATIONS = ("batch_topk", "topk", "relu", "gated", "jumprelu")
@@ -38,11 +38,12 @@ def gradients(loss, *modules):
     return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
-def agree(loss, oracle, *modules):
+def agree(loss, oracle, *modules) -> bool:
     """The same sums in float64, in another order."""
     torch.testing.assert_close(loss, oracle, rtol=1e-12, atol=0)
     for own, true in zip(gradients(loss, *modules), gradients(oracle, *modules), strict=True):
         torch.testing.assert_close(own, true, rtol=1e-9, atol=1e-12)
+    return True
 
 
 # Known answer
@@ -54,7 +55,7 @@ def test_levels__average_the_error_of_every_prefix():
     codes = nested.encode(x)
     errors = [(x - codes[:, :end] @ nested.W_dec[:end] - nested.b_dec).square().mean() for end in (2, 7, 12)]
 
-    agree(objective(nested, x, x, WHOLE).loss, torch.stack(errors).mean(), nested)
+    assert agree(objective(nested, x, x, WHOLE).loss, torch.stack(errors).mean(), nested)
 
 
 def test_penalty__has_the_size_of_the_sum_and_the_slope_of_the_power():
@@ -69,7 +70,7 @@ def test_penalty__has_the_size_of_the_sum_and_the_slope_of_the_power():
     found = objective(dictionary, x, x, WHOLE).loss
 
     assert (found - error).item() == pytest.approx(2 * codes.sum().item() / 40)
-    agree(found, oracle, dictionary)
+    assert agree(found, oracle, dictionary)
 
 
 def test_jump__passes_gradients_to_thresholds_through_the_kernel():
@@ -129,7 +130,7 @@ def test_objective__equals_the_textbook_form_with_its_gradients(activation, tied
         oracle = oracle + 0.3 * 0.5 * (codes * norms).sum(dim=1).mean()
     found = objective(dictionary, x, x, HALF)
 
-    agree(found.loss, oracle, dictionary)
+    assert agree(found.loss, oracle, dictionary)
     assert found.l0.item() == pytest.approx(((codes > 0).sum() / 40).item())
     assert torch.equal(found.fired, (codes > 0).any(dim=0))
 
@@ -149,7 +150,7 @@ def test_gated__equals_the_textbook_form_with_its_gradients():
     by_gate = x - (gate * norm) @ held - dictionary.b_dec.detach()
     sparsity = 0.3 * (gate * norm).sum(dim=1).mean()
 
-    agree(
+    assert agree(
         objective(dictionary, x, x, WHOLE).loss,
         error.square().mean() + by_gate.square().mean() + sparsity,
         dictionary,
@@ -168,7 +169,7 @@ def test_auxiliary__is_the_share_of_the_detached_residual_that_dead_latents_miss
     missed = (residual - codes @ dictionary.W_dec[dead]).square().sum()
     oracle = alive.loss + 0.25 * missed / (residual - residual.mean(dim=0)).square().sum()
 
-    agree(objective(dictionary, x, x, Moment(1.0, 1.0, dead)).loss, oracle, dictionary)
+    assert agree(objective(dictionary, x, x, Moment(1.0, 1.0, dead)).loss, oracle, dictionary)
 
 
 @pytest.mark.parametrize("levels", [(), (2, 7)])

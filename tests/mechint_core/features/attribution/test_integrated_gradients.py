@@ -7,13 +7,20 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
-from mechint_core.features._attribution import summarise
-from mechint_core.features._explained import Explained
-from mechint_core.features._shuffled_parameters import Compared, shuffled
-from mechint_core.features.integrated_gradients import IntegratedGradientsConfig, integrated_gradients
+from mechint_core.features.attribution._attribution import summarise
+from mechint_core.features.attribution._explained import Explained
+from mechint_core.features.attribution._shuffled_parameters import Compared, shuffled
+from mechint_core.features.attribution.integrated_gradients import IntegratedGradientsConfig, integrated_gradients
 from mechint_core.random import generator
 from mechint_core.synthetic.linear_network import LinearNetwork
-from tests.mechint_core.features.small_networks import Relus, Stack, filled, mlp, signed_axes, trained_on_two_inputs
+from tests.mechint_core.features.attribution.small_networks import (
+    Relus,
+    Stack,
+    filled,
+    mlp,
+    signed_axes,
+    trained_on_two_inputs,
+)
 
 unchecked = inspect.unwrap(integrated_gradients)  # without the shape checker of the tests, to meet our own messages
 BARE = {"n_null": 0, "n_bootstrap": 2}

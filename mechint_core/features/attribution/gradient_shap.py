@@ -20,18 +20,18 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from mechint_core.errors import ShapeError
-from mechint_core.features._attributed_answer import Answer
-from mechint_core.features._attribution import SHARES, SIGNED, Attribution, summarise
-from mechint_core.features._attribution_question import (
+from mechint_core.features.attribution._attributed_answer import Answer
+from mechint_core.features.attribution._attribution import SHARES, SIGNED, Attribution, summarise
+from mechint_core.features.attribution._attribution_question import (
     AttributionConfig,
     Samples,
     check_finite,
     check_least,
     chosen_samples,
 )
-from mechint_core.features._explained import Explained, Gathering
-from mechint_core.features._shuffled_parameters import compare_with_shuffled
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.attribution._explained import Explained, Gathering
+from mechint_core.features.attribution._shuffled_parameters import compare_with_shuffled
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Figure, Matrix
 from mechint_core.models import differentiation, memory_remedy
 from mechint_core.random import generator

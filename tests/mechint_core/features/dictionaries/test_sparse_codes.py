@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from mechint_core.features.sparse_codes import SparseCodes, batch_topk, sparse_encode, topk
+from mechint_core.features.dictionaries.sparse_codes import SparseCodes, batch_topk, sparse_encode, topk
 from mechint_core.random import torch_generator
 
 

@@ -46,9 +46,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.sparse_codes import batch_topk, sparse_encode, topk
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.sparse_codes import batch_topk, sparse_encode, topk
 
 LOSS_PARTS = ("reconstruction", "sparsity", "revival")
 SMALLEST_CODE = 1e-4

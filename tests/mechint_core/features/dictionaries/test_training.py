@@ -11,12 +11,12 @@ import torch
 
 from mechint_core.errors import CheckpointError, ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.features import Recipe, SparseAutoencoderConfig, start_training
-from mechint_core.features.training_pass import STATE, TrainingPass
+from mechint_core.features.dictionaries.training_pass import STATE, TrainingPass
 from mechint_core.random import generator
 from mechint_core.synthetic.sparse_dictionary import sparse_dictionary
 
 ACTIVATIONS = ("batch_topk", "topk", "relu", "gated", "jumprelu")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 KILLED = """
 import sys
 from mechint_core.features import Recipe, SparseAutoencoderConfig, start_training

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechint_core.errors import DegenerateInputError
-from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.objectives import LOSS_PARTS, OBJECTIVES, Moment, Passed
-from mechint_core.features.standardisation import Standardisation
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.objectives import LOSS_PARTS, OBJECTIVES, Moment, Passed
+from mechint_core.features.dictionaries.standardisation import Standardisation
 from mechint_core.random import torch_generator
 
 OnProgress = Callable[[int, dict[str, float]], None]

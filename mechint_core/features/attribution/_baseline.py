@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from mechint_core.features._attributed_answer import Answer
-from mechint_core.features._attribution_question import Reference
+from mechint_core.features.attribution._attributed_answer import Answer
+from mechint_core.features.attribution._attribution_question import Reference
 
 
 class Baseline:

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mechint_core.errors import CheckpointError, ConfigurationError, ShapeError
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.sparse_codes import SparseCodes, batch_topk, sparse_encode, topk
-from mechint_core.features.standardisation import Standardisation
-from mechint_core.features.tensor_file import read_tensors, replace_durably, write_tensors
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.sparse_codes import SparseCodes, batch_topk, sparse_encode, topk
+from mechint_core.features.dictionaries.standardisation import Standardisation
+from mechint_core.features.dictionaries.tensor_file import read_tensors, replace_durably, write_tensors
 from mechint_core.random import torch_generator
 
 Own = TypeVar("Own", bound="SparseDictionary")  # not Self, which beartype cannot check in single methods

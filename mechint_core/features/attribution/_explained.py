@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechint_core.features._attributed_answer import Answer
-from mechint_core.features._parts import parts_of
+from mechint_core.features.attribution._attributed_answer import Answer
+from mechint_core.features.attribution._parts import parts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,21 +19,21 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from mechint_core.features._attributed_answer import Answer
-from mechint_core.features._attribution import SHARES, SIGNED, Attribution, relative_error, summarise
-from mechint_core.features._attribution_question import (
+from mechint_core.features.attribution._attributed_answer import Answer
+from mechint_core.features.attribution._attribution import SHARES, SIGNED, Attribution, relative_error, summarise
+from mechint_core.features.attribution._attribution_question import (
     AttributionConfig,
     Reference,
     Samples,
     check_choices,
     chosen_samples,
 )
-from mechint_core.features._baseline import Baseline
-from mechint_core.features._explained import Explained, Gathering
-from mechint_core.features._lockstep import Joining, Listening
-from mechint_core.features._rescale_rules import no_rule
-from mechint_core.features._shuffled_parameters import compare_with_shuffled
-from mechint_core.features.dictionary import SparseDictionary
+from mechint_core.features.attribution._baseline import Baseline
+from mechint_core.features.attribution._explained import Explained, Gathering
+from mechint_core.features.attribution._lockstep import Joining, Listening
+from mechint_core.features.attribution._rescale_rules import no_rule
+from mechint_core.features.attribution._shuffled_parameters import compare_with_shuffled
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.figure import Figure, Matrix
 from mechint_core.models import differentiation, memory_remedy
 

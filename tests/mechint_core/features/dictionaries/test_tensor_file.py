@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import save_file
 
 from mechint_core.errors import CheckpointError
-from mechint_core.features import tensor_file
-from mechint_core.features.tensor_file import read_tensors, write_tensors
+from mechint_core.features.dictionaries import tensor_file
+from mechint_core.features.dictionaries.tensor_file import read_tensors, write_tensors
 
 
 # Known answer

@@ -16,10 +16,10 @@ from typing import Annotated, Any, ClassVar, Final
 import numpy as np
 from jaxtyping import Float
 
-from mechint_core.features._attribution_question import AttributionConfig
-from mechint_core.features._explained import Explained
-from mechint_core.features._parts import ERROR
-from mechint_core.features._shuffled_parameters import Compared
+from mechint_core.features.attribution._attribution_question import AttributionConfig
+from mechint_core.features.attribution._explained import Explained
+from mechint_core.features.attribution._parts import ERROR
+from mechint_core.features.attribution._shuffled_parameters import Compared
 from mechint_core.figure import Bars, Figure
 from mechint_core.kernels.resampling import p_value, percentile_interval
 from mechint_core.random import generator

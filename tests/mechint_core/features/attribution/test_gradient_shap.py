@@ -8,11 +8,17 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
-from mechint_core.features.gradient_shap import GradientShapConfig, gradient_shap
-from mechint_core.features.integrated_gradients import IntegratedGradientsConfig, integrated_gradients
+from mechint_core.features.attribution.gradient_shap import GradientShapConfig, gradient_shap
+from mechint_core.features.attribution.integrated_gradients import IntegratedGradientsConfig, integrated_gradients
 from mechint_core.random import generator
 from mechint_core.synthetic.linear_network import LinearNetwork
-from tests.mechint_core.features.small_networks import Stack, filled, mlp, signed_axes, trained_on_two_inputs
+from tests.mechint_core.features.attribution.small_networks import (
+    Stack,
+    filled,
+    mlp,
+    signed_axes,
+    trained_on_two_inputs,
+)
 
 unchecked = inspect.unwrap(gradient_shap)  # without the shape checker of the tests, to meet our own messages
 BARE = {"n_null": 0, "n_bootstrap": 2}

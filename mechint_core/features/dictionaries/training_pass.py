@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from mechint_core.errors import CheckpointError, ConfigurationError
-from mechint_core.features.config import SparseAutoencoderConfig
-from mechint_core.features.dictionary import SparseDictionary
-from mechint_core.features.standardisation import Standardisation, standardisation
-from mechint_core.features.tensor_file import read_tensors, write_tensors
-from mechint_core.features.training import METRICS, Length, OnProgress, Trainer
+from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
+from mechint_core.features.dictionaries.dictionary import SparseDictionary
+from mechint_core.features.dictionaries.standardisation import Standardisation, standardisation
+from mechint_core.features.dictionaries.tensor_file import read_tensors, write_tensors
+from mechint_core.features.dictionaries.training import METRICS, Length, OnProgress, Trainer
 from mechint_core.kernels.row_views import SideBySide
 from mechint_core.kernels.shuffle import BlockShuffle
 from mechint_core.parallel import Rows
@@ -110,7 +110,7 @@ class TrainingPass:
             Steps between saves. By default a twentieth of the run.
         on_progress
             Called about a hundred times with the number of steps made and the means of the metrics since the last
-            call (`METRICS`: `loss`, `fvu`, `l0`, `dead_share`, parts of the loss); with several dictionaries, `name/loss` and so on.
+            call: `loss`, `fvu`, `l0`, `dead_share`, parts of the loss; with several dictionaries `name/loss`, ...
         """
         save_every = save_every or max(1, self.length.n_steps // 20)
         report_every = max(1, self.length.n_steps // 100)

@@ -1,0 +1,1 @@
+"""What an answer rests on: attributions that sum to its change."""
