@@ -129,9 +129,9 @@ class Plan:
         """Count the calls of each technique, without looking at any activation."""
         counts: dict[str, int] = {}
         for analysis in self.config.analyses:
-            labels = len(site_labels(self, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
             if of_dictionary(analysis):
                 continue  # `flows.dictionaries` counts these
+            labels = len(site_labels(self, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
             if _is_of_measures(analysis):
                 n = 1
             elif _is_over_training(analysis):

@@ -5,11 +5,13 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from flows.dictionaries import ALWAYS
 from flows.plan import Plan
 from mechint_core.models import load_factory
 from mechint_core.report import DictionaryNames, Finding, RunSummary, write_dictionary_page, write_report
 from mechint_core.report.dictionary_page import TECHNIQUES
 from mechint_core.store import ActivationStore, StoredResult
+from tasks.dictionaries import TECHNIQUE as TRAINING
 from tasks.provenance import git_commit, versions
 from tasks.publish import Published, attach
 from tasks.settings import settings
@@ -39,10 +41,14 @@ def dictionary_pages(plan: Plan, results: Sequence[StoredResult]) -> dict[str, P
     """Write a page for every dictionary whose latents have examples, concepts or effects; return them by title."""
     names = plan.config.names.model_dump(exclude_none=True)
     words = DictionaryNames(**{kind: load_factory(factory)() for kind, factory in names.items()})
-    shown: dict[tuple[str, int], list[StoredResult]] = {}
+    shown: dict[tuple[str, int], list[StoredResult]] = {
+        (each.key.name, each.key.step): []
+        for each in results
+        if each.key.technique == TRAINING and each.key.step is not None
+    }
     for each in results:
         if each.key.technique in TECHNIQUES and each.key.step is not None:
-            shown.setdefault((each.key.name, each.key.step), []).append(each)
+            shown.get((each.key.name, each.key.step), []).append(each)
     pages: dict[str, Path] = {}
     for (name, step), found in shown.items():
         if any(each.key.technique != "evaluate_dictionary" for each in found):
@@ -62,7 +68,8 @@ def report_path(plan: Plan) -> Path:
 def stored_results(plan: Plan) -> list[StoredResult]:
     """Return the run's results in the order in which the configuration asks for them."""
     store = ActivationStore(plan.store)
-    order = {name: place for place, name in enumerate(plan.outline())}
+    asked = (*plan.outline(), TRAINING, *ALWAYS, *(each.technique for each in plan.config.analyses))
+    order = {name: place for place, name in enumerate(dict.fromkeys(asked))}
     keys = sorted(
         store.results(run=plan.config.run),
         key=lambda key: (

@@ -4,6 +4,9 @@
 a larger one would be. Both runs make the same steps, bit for bit.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from time import process_time
 
@@ -58,4 +61,48 @@ def test_streaming(tmp_path, record):
         unit="x CPU time from memory",
         note=f"{N_ROWS // CONFIG.batch_size} steps of {CONFIG.batch_size} vectors, {N_UNITS} units, "
         f"{CONFIG.n_latents} latents, buffer a third of the data, one thread",
+    )
+
+
+MEASURED = """
+import resource, sys
+import torch
+from mechint_core.features import Recipe, SparseAutoencoderConfig, start_training
+from mechint_core.store import ActivationStore
+
+torch.set_num_threads(1)
+config = SparseAutoencoderConfig(activation=sys.argv[2], n_latents=4096, k=32, n_epochs=1, batch_size=4096,
+                                 buffer_bytes=64 * 2**20)
+source = ActivationStore(sys.argv[1]).activations("run", 0, "site")
+_ = source[0:16]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+training = start_training({"site": source}, {"": Recipe(reads=("site",), config=config)})
+while training.n_done < 6:
+    training.step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, training.memory_bytes)
+"""
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("activation", ["batch_topk", "relu", "gated"])
+def test_memory(tmp_path, record, activation):
+    """What a run says before it starts, against the peak of a process that trains from the store."""
+    values = generator(0, "bench", "training").standard_normal((N_ROWS, N_UNITS), dtype=np.float32)
+    stored(values, tmp_path / "store")
+    root = Path(__file__).resolve().parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path / "store"), activation],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peak, stated = map(int, ran.stdout.split())
+
+    record(
+        f"sparse autoencoder: memory of {activation} training from the store",
+        peak / stated,
+        1.1,
+        unit="x what was stated before it started",
+        note=f"{stated / 1e6:.0f} MB stated; 201 MB of data, 64 MB buffer, 4096 vectors, 512 units, 4096 latents",
     )
