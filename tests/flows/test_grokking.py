@@ -105,12 +105,33 @@ class TestDemonstration:
 
         assert trained.estimates["fvu"].value < 0.5 * trained.estimates["fvu"].null
 
+    def test_features__keep_to_the_key_frequencies_after_training_only(self):
+        keys = {int(each) for each in through_training("fourier_components", "residual")[-1].arrays["key"]}
+        untrained, trained = through_training("feature_frequencies", "mlp.hidden")
+        tuned = trained.arrays["best_frequency"][trained.arrays["q_value"] <= 0.05]
+
+        assert trained.estimates["tuned"].value > 0.5 > untrained.estimates["tuned"].value
+        assert trained.estimates["aligned"].p_value <= 0.01
+        assert np.isin(tuned, list(keys)).mean() > 0.9
+        assert len(keys) < 8
+
+    def test_features__carry_the_answer(self):
+        recovered = through_training("loss_recovered", "mlp.hidden")[-1].estimates["recovered"]
+
+        assert recovered.value > 0.9
+        assert recovered.value > recovered.null
+
+    def test_dictionaries__have_pages(self):
+        folder = settings().root / "reports" / "grokking"
+
+        assert {path.name for path in folder.iterdir()} == {"mlp.hidden 2500.html", "residual 2500.html"}
+
     def test_findings__are_all_there_and_the_page_holds_them(self):
         results = stored_results(make_plan(demonstration(), settings().store_location))
         found = findings(results)
         page = (settings().root / "reports" / "grokking.html").read_text()
 
-        assert len(found) == 6
+        assert len(found) == 7
         for finding in found:
             assert finding.certainty is not None
             assert np.isfinite(finding.certainty.value)
