@@ -134,9 +134,10 @@ class DictionarySection(Section):
     """One crosscoder of `site` in this run and the same site in these runs of the same store."""
     mask: str = ""
     """`dataset.field` with (sample, position): the vectors that count; the others are padding."""
-    steps: Steps = ["last"]
+    steps: Steps | None = None
+    """Checkpoints: the last, if left out; all of them `across_steps`."""
     config: dict[str, Any] = {}
-    sweep: dict[str, list[Any]] = {}
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Option: the values to try. Every combination is a dictionary; all share one pass over the data."""
     name: Name = "default"
     """Tells two dictionaries of one site apart."""
@@ -152,6 +153,11 @@ class DictionarySection(Section):
         for values in self.combinations():
             _check_options("dictionary", SparseAutoencoderConfig, self.config | values)
         return self
+
+    @property
+    def at_steps(self) -> Steps | None:
+        """The checkpoints meant; None: all."""
+        return self.steps if self.steps is not None or self.across_steps else ["last"]
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return the options of each dictionary of the sweep; one without any, if there is none."""

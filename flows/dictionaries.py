@@ -10,9 +10,10 @@ A name is added in brackets, and so are the values of a sweep: `mlp.hidden (wide
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows.configuration import AnalysisSection, DictionarySection
 from flows.plan import Checkpoint, Plan, array_at, chosen_steps, of_dictionary, site_labels
@@ -23,8 +24,8 @@ from tasks.catalogue import TECHNIQUES
 from tasks.dictionaries import DictionaryWork, recipe_json
 from tasks.references import ArrayReference, ArraySequence, DecoderReference, Input, Literals, Work
 
-Sources = dict[str, ArrayReference]
-
+MOST_BYTES = 512 * 2**20
+"""Activations that a technique may read into memory; of more, it gets evenly spaced rows."""
 ALWAYS = ("evaluate_dictionary", "latent_sharing")
 """Asked of every dictionary of a kind that they take."""
 
@@ -46,14 +47,49 @@ def dictionary_works(plan: Plan) -> list[DictionaryWork]:
     return works
 
 
+def check_dictionaries(plan: Plan) -> None:
+    """Find what is wrong with the dictionaries asked for, before anything is recorded or trained.
+
+    Raises
+    ------
+    ConfigurationError
+        With every problem: sites, steps, masks and configs that do not fit, analyses of dictionaries that match none.
+    """
+    problems: list[str] = []
+    labels: set[str] = set()
+    for index, section in enumerate(plan.config.dictionaries):
+        try:
+            labels |= _check_section(plan, section)
+        except ConfigurationError as problem:
+            problems.append(f"dictionaries.{index}: {problem}")
+    for index, analysis in enumerate(plan.config.analyses):
+        if of_dictionary(analysis) and not problems:
+            missing = [each for each in _patterns(analysis) if not any(fnmatchcase(label, each) for label in labels)]
+            if missing:
+                known = ", ".join(sorted(labels)) or "none"
+                problems.append(f"analyses.{index}: no dictionary matches {', '.join(missing)}. There are: {known}.")
+    if problems:
+        raise ConfigurationError("the configuration has problems:\n" + "\n".join(f"  - {each}" for each in problems))
+
+
+def _check_section(plan: Plan, section: DictionarySection) -> set[str]:
+    """Return the names of a section's dictionaries, after building each of them once."""
+    names: set[str] = set()
+    for item in _items(plan, section):
+        widths = {name: plan.sites[place.site][-1] for name, place in item.places.items()}
+        vectors = {(plan.n_samples, *place.positions(plan)) for place in item.places.values()}
+        kept = _mask(plan, section)
+        if kept is not None and vectors != {kept.stored().shape}:
+            raise ConfigurationError(f"mask must have the axes of {item.label}, {vectors}. Got {kept.stored().shape}.")
+        for values in section.combinations():
+            dataclasses.replace(item.recipe, config=section.options(values)).job(widths)
+            names.add(_name(section, item, values))
+    return names
+
+
 def count_dictionaries(plan: Plan) -> int:
-    """Return how many dictionaries the configuration asks for, before their activations are recorded."""
-    count = 0
-    for section in plan.config.dictionaries:
-        sites = 1 if section.sites else len(site_labels(plan, [section.site], "dictionaries", whole=True))
-        steps = 1 if section.across_steps else len(chosen_steps(section.steps, plan.steps))
-        count += sites * steps * len(section.combinations())
-    return count
+    """Return how many dictionaries the configuration asks for."""
+    return sum(len(section.combinations()) for section in plan.config.dictionaries for _ in _items(plan, section))
 
 
 def passes(works: Iterable[DictionaryWork]) -> list[list[DictionaryWork]]:
@@ -111,57 +147,100 @@ def _seeds(section: DictionarySection, works: Sequence[DictionaryWork]) -> Itera
     yield from ((words, same) for words, same in groups.items() if "seed" in section.sweep and len(same) >= 2)
 
 
+class Place(NamedTuple):
+    """A site, or a position of it, at a checkpoint of a run."""
+
+    run: str
+    at: Checkpoint
+    label: str
+
+    @property
+    def site(self) -> str:
+        """The recorded site."""
+        return self.label.partition("@")[0]
+
+    def positions(self, plan: Plan) -> tuple[int, ...]:
+        """Return how many positions there are, if any."""
+        return () if "@" in self.label else plan.sites[self.site][:-1]
+
+    def array(self, plan: Plan) -> ArrayReference:
+        """Name the recorded activations, in this run or in another one of this store."""
+        here = array_at(plan, self.at, self.label)
+        if self.run == plan.config.run:
+            return here
+        digest = ActivationStore(plan.store).activations(self.run, self.at.step, here.site).digest
+        return here.model_copy(update={"run": self.run, "digest": digest})
+
+
+class Item(NamedTuple):
+    """What a dictionary is trained on, for any of the configs of a sweep."""
+
+    label: str
+    step: int
+    places: Mapping[str, Place]
+    recipe: Recipe
+
+
 def _section_works(plan: Plan, section: DictionarySection) -> Iterator[DictionaryWork]:
+    for item in _items(plan, section):
+        yield from _item_works(plan, section, item)
+
+
+def _item_works(plan: Plan, section: DictionarySection, item: Item) -> Iterator[DictionaryWork]:
+    """Yield the dictionaries of a sweep over the same data, whose activations must be recorded."""
     kept = _mask(plan, section)
-    for label, step, sources, recipe in _data(plan, section):
-        for values in section.combinations():
-            words = [section.name] * (section.name != "default") + [f"{name}={_word(v)}" for name, v in values.items()]
-            config = section.options(values)
-            yield DictionaryWork(
-                store=plan.store,
-                run=plan.config.run,
-                step=step,
-                label=f"{label} ({', '.join(words)})" if words else label,
-                sources={name: each.model_copy(update={"kept": kept}) for name, each in sources.items()},
-                recipe=recipe_json(dataclasses.replace(recipe, config=config)),
-            )
+    sources = {name: place.array(plan).model_copy(update={"kept": kept}) for name, place in item.places.items()}
+    for values in section.combinations():
+        yield DictionaryWork(
+            store=plan.store,
+            run=plan.config.run,
+            step=item.step,
+            label=_name(section, item, values),
+            sources=sources,
+            recipe=recipe_json(dataclasses.replace(item.recipe, config=section.options(values))),
+        )
 
 
-def _data(plan: Plan, section: DictionarySection) -> Iterator[tuple[str, int, Sources, Recipe]]:
-    """Yield what each dictionary of a section reads, for any of its configs."""
-    chosen = [each for each in plan.checkpoints if each.step in chosen_steps(section.steps, plan.steps)]
+def _name(section: DictionarySection, item: Item, values: Mapping[str, Any]) -> str:
+    words = [section.name] * (section.name != "default") + [f"{name}={_word(value)}" for name, value in values.items()]
+    return f"{item.label} ({', '.join(words)})" if words else item.label
+
+
+def _items(plan: Plan, section: DictionarySection) -> Iterator[Item]:
+    """Yield what each dictionary of a section reads and writes."""
+    chosen = [each for each in plan.checkpoints if each.step in chosen_steps(section.at_steps, plan.steps)]
     labels = site_labels(plan, section.sites or [section.site], "dictionaries", whole=True)
-    if section.sites:
-        for at in chosen:
-            yield "+".join(labels), at.step, _named(plan, at, labels), Recipe(reads=tuple(labels))
+    run = plan.config.run
+    if section.across_steps and len(chosen) < 2:
+        raise ConfigurationError(f"across_steps needs two checkpoints or more. Got {len(chosen)}.")
+    if section.across_steps:
+        for label in labels:
+            places = {f"{label} at {at.step}": Place(run, at, label) for at in chosen}
+            yield Item(f"{label} over steps", chosen[-1].step, places, Recipe(reads=tuple(places)))
         return
-    for label in labels:
-        if section.across_steps:
-            across = {f"{label} at {at.step}": array_at(plan, at, label) for at in chosen}
-            yield f"{label} over steps", chosen[-1].step, across, Recipe(reads=tuple(across))
+    for at in chosen:
+        if section.sites:
+            places = {label: Place(run, at, label) for label in labels}
+            yield Item("+".join(labels), at.step, places, Recipe(reads=tuple(labels)))
             continue
-        for at in chosen:
+        for label in labels:
             if section.across_runs:
-                across = {f"{label} of {plan.config.run}": array_at(plan, at, label)}
-                across |= {f"{label} of {run}": _of_run(plan, run, at, label) for run in section.across_runs}
-                yield f"{label} over runs", at.step, across, Recipe(reads=tuple(across))
+                places = {f"{label} of {each}": Place(each, at, label) for each in (run, *section.across_runs)}
+                yield Item(f"{label} over runs", at.step, places, Recipe(reads=tuple(places)))
             elif section.writes:
-                (written,) = site_labels(plan, [section.writes], "dictionaries", whole=True)[:1]
+                written = _written(plan, section)
                 recipe = Recipe(reads=(label,), writes=written, skip=section.skip)
-                yield f"{label} to {written}", at.step, _named(plan, at, [label, written]), recipe
+                places = {each: Place(run, at, each) for each in (label, written)}
+                yield Item(f"{label} to {written}", at.step, places, recipe)
             else:
-                yield label, at.step, _named(plan, at, [label]), Recipe(reads=(label,))
+                yield Item(label, at.step, {label: Place(run, at, label)}, Recipe(reads=(label,)))
 
 
-def _named(plan: Plan, at: Checkpoint, labels: Sequence[str]) -> Sources:
-    return {label: array_at(plan, at, label) for label in labels}
-
-
-def _of_run(plan: Plan, run: str, at: Checkpoint, label: str) -> ArrayReference:
-    """Name the same site in another run of this store."""
-    here = array_at(plan, at, label)
-    digest = ActivationStore(plan.store).activations(run, at.step, here.site).digest
-    return here.model_copy(update={"run": run, "digest": digest})
+def _written(plan: Plan, section: DictionarySection) -> str:
+    found = site_labels(plan, [section.writes], "dictionaries", whole=True)
+    if len(found) != 1:
+        raise ConfigurationError(f"writes must match one site. Got {section.writes!r}, which is {', '.join(found)}.")
+    return found[0]
 
 
 def _mask(plan: Plan, section: DictionarySection) -> ArrayReference | None:
@@ -225,7 +304,7 @@ def _examination(plan: Plan, analysis: AnalysisSection, work: DictionaryWork) ->
             raise ConfigurationError(f"{analysis.technique}: bind {parameter.name} to a data field by `inputs`.")
     name = f"{analysis.name}.{work.label}" if analysis.name else work.label
     return analysis.of.work(
-        inputs, analysis.options(), store=plan.store, run=plan.config.run, name=name, step=work.step
+        _bounded(analysis, inputs), analysis.options(), store=plan.store, run=plan.config.run, name=name, step=work.step
     )
 
 
@@ -242,6 +321,20 @@ def _read(analysis: AnalysisSection, source: ArrayReference) -> ArrayReference:
     return source
 
 
+def _bounded(analysis: AnalysisSection, inputs: Mapping[str, Input]) -> dict[str, Input]:
+    """Take fewer rows of everything that has rows, where a technique would read more activations than fit."""
+    whole = {each.name for each in analysis.of.parameters if each.shape == "array"}
+    read = inputs.get("activations")
+    if not isinstance(read, ArrayReference) or "activations" not in whole:
+        return dict(inputs)
+    rows = read.open()
+    every = -(-math.prod(rows.shape) * rows.dtype.itemsize // MOST_BYTES)
+    return {
+        name: each.model_copy(update={"every": every}) if isinstance(each, ArrayReference) else each
+        for name, each in inputs.items()
+    }
+
+
 def _sweeps(
     plan: Plan, works: Sequence[DictionaryWork]
 ) -> Iterator[tuple[DictionarySection, str, int, list[DictionaryWork]]]:
@@ -250,10 +343,9 @@ def _sweeps(
     for section in plan.config.dictionaries:
         if not section.sweep:
             continue
-        for label, step, _, _ in _data(plan, section):
-            only = section.model_copy(update={"sweep": section.sweep})
-            own = [each for each in _section_works(plan, only) if each.step == step and each.label.startswith(label)]
-            yield section, label, step, [known[each.step, each.label] for each in own]
+        for item in _items(plan, section):
+            own = [known[each.step, each.label] for each in _item_works(plan, section, item)]
+            yield section, item.label, item.step, own
 
 
 def _measures(plan: Plan, work: DictionaryWork) -> list[float] | None:

@@ -7,7 +7,7 @@ of what its results say they took; otherwise they are said to be unknown.
 from collections.abc import Mapping
 from statistics import median
 
-from flows.dictionaries import count_dictionaries
+from flows.dictionaries import check_dictionaries, count_dictionaries
 from flows.plan import Plan
 from mechint_core.store import ActivationStore
 
@@ -33,6 +33,7 @@ def describe(plan: Plan) -> str:
         cost = (f"{each:.2f} s", f"{each * calls:.0f} s") if each is not None else ("unknown", "unknown")
         lines.append(f"{technique:<32}{calls:>7}{cost[0]:>10}{cost[1]:>10}")
     if plan.config.dictionaries:
+        check_dictionaries(plan)
         lines.append(f"{'dictionary_training':<32}{count_dictionaries(plan):>7}")
     lines.append("")
     lines.append(

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
+from flows.dictionaries import check_dictionaries
 from flows.pending import AnalysisError, run_pending
 from flows.plan import Plan, make_plan
 from flows.report import compose_report, report_path
@@ -43,6 +44,7 @@ def monitor_training(config: RunSection | Path) -> Monitored:
     """
     started = datetime.now(UTC)
     plan = make_plan(configuration(config), settings().store_location)
+    check_dictionaries(plan)
     n_collected = record(plan)
     failures: list[str] = []
     n_analysed = analyse(plan, failures)

@@ -358,4 +358,9 @@ def chosen_steps(steps: Steps | None, all_steps: Sequence[int]) -> set[int]:
     if steps is None:
         return set(all_steps)
     ends = {"first": all_steps[0], "last": all_steps[-1]}
-    return {ends[step] if isinstance(step, str) else step for step in steps}
+    chosen = {ends[step] if isinstance(step, str) else step for step in steps}
+    if unknown := chosen - set(all_steps):
+        raise ConfigurationError(
+            f"steps must be those of checkpoints: {', '.join(map(str, all_steps))}. Got {', '.join(map(str, unknown))}."
+        )
+    return chosen

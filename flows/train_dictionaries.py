@@ -10,13 +10,18 @@ from prefect.runtime import flow_run
 
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
-from flows.dictionaries import comparison, dictionary_works, examinations, passes
+from flows.dictionaries import check_dictionaries, comparison, dictionary_works, examinations, passes
 from flows.pending import AnalysisError, run_pending
 from flows.plan import Plan, make_plan
 from flows.progress import Advance, say, stage
 from mechint_core.store import ResultKey
-from tasks.dictionaries import WATCHER, DictionaryWork, Seen, train_dictionaries as train_pass
-from tasks.publish import publish_study
+from tasks.dictionaries import (
+    WATCHER,
+    DictionaryWork,
+    Seen,
+    publish_dictionaries,
+    train_dictionaries as train_pass,
+)
 from tasks.settings import settings
 
 
@@ -30,6 +35,7 @@ def train_dictionaries(config: RunSection | Path) -> list[ResultKey]:
         If something failed; the rest is stored.
     """
     plan = make_plan(configuration(config), settings().store_location)
+    check_dictionaries(plan)
     record(plan)
     failures: list[str] = []
     train_and_examine(plan, failures)
@@ -40,6 +46,8 @@ def train_dictionaries(config: RunSection | Path) -> list[ResultKey]:
 
 def train_and_examine(plan: Plan, failures: list[str]) -> int:
     """Do the pending work on dictionaries; return how much there was."""
+    if not plan.config.dictionaries:
+        return 0
     works = dictionary_works(plan)
     todo = [work for work in works if not work.is_done()]
     for group in passes(todo):
@@ -47,8 +55,7 @@ def train_and_examine(plan: Plan, failures: list[str]) -> int:
     n_done = len(todo) + run_pending("dictionaries", examinations(plan, works), failures)
     compared = comparison(plan, works)
     n_done += run_pending("frontier", compared, failures)
-    if n_done:
-        publish_study(plan.store, plan.config.run, [work.key for work in compared if work.is_done()])
+    publish_dictionaries(works, [work.key for work in compared if work.is_done()])
     return n_done
 
 

@@ -8,11 +8,13 @@ Training dictionaries has a parent run of its own, with a child per dictionary t
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
@@ -97,6 +99,15 @@ class DictionaryRun:
         logged = client.get_metric_history(run.info.run_id, "loss") if "loss" in run.data.metrics else []
         self._last = max((each.step for each in logged), default=0)
 
+    def __enter__(self) -> "DictionaryRun":
+        self._client.update_run(self._run.info.run_id, status="RUNNING")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+            self._client.set_terminated(self._run.info.run_id, status)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of a step, in one call."""
         if step <= self._last:
@@ -142,11 +153,26 @@ def child_runs(
     client.set_tag(parent.info.run_id, "prefect.flow_run_id", flow_run_id)
     made: dict[str, DictionaryRun] = {}
     for label, named in params.items():
-        tag = digest_of([run, analysis, label, named["cache_key"]])[:24]
+        tag = dictionary_tag(run, analysis, label, named["cache_key"])
         found = client.search_runs([experiment], f"tags.`mechint.dictionary` = '{tag}'", max_results=1)
         child = found[0] if found else _child(client, experiment, parent, label, tag, named)
         made[label] = DictionaryRun(client, child, label)
     return made
+
+
+def dictionary_tag(run: str, analysis: str, label: str, cache_key: str) -> str:
+    """Return what a dictionary's run is found by."""
+    return digest_of([run, analysis, label, cache_key])[:24]
+
+
+def finished_dictionaries(uri: str, run: str, analysis: str) -> set[str]:
+    """Return the tags of the dictionaries whose runs are complete."""
+    client = _client(uri)
+    experiment = _experiment(client, uri)
+    parent = _parent(client, experiment, f"{run} dictionaries", analysis)
+    of_parent = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}' AND attributes.status = 'FINISHED'"
+    found = client.search_runs([experiment], of_parent, max_results=10_000)
+    return {each.data.tags["mechint.dictionary"] for each in found}
 
 
 def _child(client: MlflowClient, experiment: str, parent: Run, label: str, tag: str, params: Mapping[str, str]) -> Run:
@@ -162,10 +188,8 @@ def log_study(uri: str, run: str, analysis: str, results: Sequence[StoredResult]
     """Log what compares the dictionaries of `run` to their parent run, and end it."""
     client = _client(uri)
     parent = _parent(client, _experiment(client, uri), f"{run} dictionaries", analysis)
-    if results:
-        _log_metrics(client, parent, _metrics(results, 0, None))
+    if _log_overall(client, parent, results):
         log_figures_with(client, parent.info.run_id, results)
-        client.set_tag(parent.info.run_id, MLFLOW_RUN_NOTE, "\n\n".join(each.reading for each in results))
     client.set_terminated(parent.info.run_id, "FINISHED")
 
 
@@ -198,8 +222,22 @@ def run_url(uri: str, tracked: Tracked) -> str:
 
 def _client(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        _make_database(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make a database whole or not at all: MLflow cannot open one whose making was killed halfway."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+        if not path.exists():
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from prefect import task
 
 from mechint_core import features
-from mechint_core.features import DictionaryTraining, Recipe, SparseAutoencoderConfig, Trained
+from mechint_core.features import DictionaryTraining, Recipe, SparseAutoencoderConfig, TrainingPass
 from mechint_core.parallel import Rows
 from mechint_core.store import ActivationStore, ResultKey
 from tasks._technique import as_json, from_json, provenance_of, read_about
-from tasks._tracking import DictionaryRun, child_runs
+from tasks._tracking import DictionaryRun, child_runs, dictionary_tag, finished_dictionaries, log_study
 from tasks.references import ArrayReference, DictionaryReference, Done, Reference, digest_of
 from tasks.settings import settings
 
@@ -77,8 +77,14 @@ class DictionaryWork(Reference):
 
     def is_done(self) -> bool:
         """Whether the store holds this very dictionary, committed."""
-        stored = ActivationStore(self.store).result_provenance(self.key)
-        return stored is not None and stored.get("cache_key") == self.cache_key
+        store = ActivationStore(self.store)
+        stored, source = store.result_provenance(self.key), self.source(store)
+        keys = [each.get("cache_key") if each else None for each in (stored, source)]
+        return keys == [self.cache_key, self.cache_key]
+
+    def source(self, store: ActivationStore) -> Mapping[str, Any] | None:
+        """Return what the committed dictionary of this name was made of, if there is one."""
+        return store.dictionary_source(self.run, self.step, self.site, self.label)
 
     def reference(self) -> DictionaryReference:
         """Name the trained dictionary."""
@@ -113,36 +119,31 @@ WATCHER: ContextVar[Callable[[Seen], None] | None] = ContextVar("mechint_trainin
 def train_dictionaries(work: Sequence[DictionaryWork], flow_run_id: str = "") -> list[Done]:
     """Train dictionaries in one pass from the store, saving as it goes; continue where a killed run had got to."""
     works = sorted(work, key=lambda each: each.label)
-    store, together = ActivationStore(works[0].store), digest_of([each.cache_key for each in works])
-    recipes = {each.label: each.what() for each in works}
+    store, recipes = ActivationStore(works[0].store), {each.label: each.what() for each in works}
     started = time.perf_counter()
+    training = features.start_training(_sources(works), recipes)
+    params = {each.label: _params(each) for each in works}
+    runs = child_runs(settings().mlflow_uri, works[0].run, store.uuid, flow_run_id, params)
     with ExitStack() as writing:
-        folders = {
-            each.label: writing.enter_context(
-                store.write_dictionary(
-                    each.run, each.step, each.site, each.label, source={"cache_key": each.cache_key, "pass": together}
-                )
-            )
-            for each in works
-        }
-        state = folders[works[0].label] / "training"
-        runs = child_runs(
-            settings().mlflow_uri, works[0].run, store.uuid, flow_run_id, {w.label: _params(w) for w in works}
-        )
-        trained = _train(_sources(works), recipes, state, runs)
-        for label, made in trained.items():
-            made.dictionary.save(folders[label])
-        shutil.rmtree(state)
-    seconds = time.perf_counter() - started
-    return [_record(store, each, trained[each.label], runs[each.label], seconds / len(works)) for each in works]
+        for run in runs.values():
+            writing.enter_context(run)
+        folders = {each.label: writing.enter_context(_folder(store, each)) for each in works}
+        states = {label: folder / "training" for label, folder in folders.items()}
+        training.resume(states)
+        _train(training, states, runs)
+        seconds = (time.perf_counter() - started) / len(works)
+        done = [_finish(store, each, training, folders[each.label], seconds) for each in works]
+        for state in states.values():
+            shutil.rmtree(state)
+    return done
 
 
-def _train(
-    sources: Mapping[str, Rows], recipes: Mapping[str, Recipe], state: Path, runs: Mapping[str, DictionaryRun]
-) -> dict[str, Trained]:
+def _folder(store: ActivationStore, work: DictionaryWork) -> AbstractContextManager[Path]:
+    return store.write_dictionary(work.run, work.step, work.site, work.label, source={"cache_key": work.cache_key})
+
+
+def _train(training: TrainingPass, states: Mapping[str, Path], runs: Mapping[str, DictionaryRun]) -> None:
     """Make the remaining steps, telling MLflow and whoever watches."""
-    training = features.start_training(sources, recipes)
-    training.resume(state)
     started, first, per_step = time.perf_counter(), training.n_done, training.length.n_vectors / training.length.n_steps
     watch = WATCHER.get() or _nobody
     watch(Seen(first, training.length.n_steps, training.memory_bytes, 0.0, {}))
@@ -155,30 +156,39 @@ def _train(
         rate = (n_done - first) * per_step / (time.perf_counter() - started)
         watch(Seen(n_done, training.length.n_steps, training.memory_bytes, rate, metrics))
 
-    training.run(folder=state, on_progress=tell)
-    return {
-        name: Trained(one.finished(), features.training_record(training, name))
-        for name, one in training.trainers.items()
-    }
+    training.run(folder=states, on_progress=tell)
 
 
 def _nobody(_: Seen) -> None:
     """Look away."""
 
 
-def _record(store: ActivationStore, work: DictionaryWork, made: Trained, run: DictionaryRun, seconds: float) -> Done:
-    """Write the Result of a training, and finish its MLflow run."""
+def _finish(store: ActivationStore, work: DictionaryWork, training: TrainingPass, folder: Path, seconds: float) -> Done:
+    """Write a dictionary and the record of its training. It counts as done when its folder is committed, too."""
+    training.finished(work.label).save(folder)
     digest = store.write_result(
         work.key,
-        made.training,
+        features.training_record(training, work.label),
         about=read_about(features.train_dictionaries, DictionaryTraining),
         config=work.recipe,
         provenance=provenance_of(work, work.inputs, seconds),
     )
-    run.finish(
-        store.result(work.key), ActivationStore(work.store).dictionary(work.run, work.step, work.site, work.label).path
-    )
     return Done(store=work.store, run=work.run, technique=TECHNIQUE, name=work.label, step=work.step, digest=digest)
+
+
+@task(name="publish-dictionaries", retries=2, retry_delay_seconds=[1, 5], persist_result=False)
+def publish_dictionaries(work: Sequence[DictionaryWork], compared: Sequence[ResultKey]) -> None:
+    """Give every trained dictionary's MLflow run what came out, once, and their parent what compares them."""
+    trained = [each for each in work if each.is_done()]
+    if not trained:
+        return
+    store, uri, run = ActivationStore(trained[0].store), settings().mlflow_uri, trained[0].run
+    finished = finished_dictionaries(uri, run, store.uuid)
+    for each in trained:
+        if dictionary_tag(run, store.uuid, each.label, each.cache_key) not in finished:
+            child = child_runs(uri, run, store.uuid, "", {each.label: _params(each)})[each.label]
+            child.finish(store.result(each.key), each.reference().folder())
+    log_study(uri, run, store.uuid, [store.result(key) for key in compared])
 
 
 def _sources(works: Sequence[DictionaryWork]) -> dict[str, Rows]:

@@ -1,14 +1,13 @@
 """Publish stored results to MLflow: its own task, never cached, idempotent by tag."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
 
-from mechint_core.store import ActivationStore, ResultKey
+from mechint_core.store import ActivationStore
 from tasks._report import publish_artifact
-from tasks._tracking import Tracked, log_figures, log_file, log_study, run_url, track
+from tasks._tracking import Tracked, log_figures, log_file, run_url, track
 from tasks.provenance import git_commit, versions
 from tasks.settings import settings
 
@@ -46,12 +45,6 @@ def publish(store: str, run: str, params: dict[str, str], datasets: dict[str, st
     if tracked.overall_is_new:
         log_figures(uri, tracked.run_id, [each for each in results if each.key.step is None])
     return Published(tracked.run_id, run_url(uri, tracked), len(results))
-
-
-def publish_study(store: str, run: str, compared: Sequence[ResultKey]) -> None:
-    """Log what compares the dictionaries of `run` to the MLflow run that holds them, and end it."""
-    opened = ActivationStore(store)
-    log_study(settings().mlflow_uri, run, opened.uuid, [opened.result(key) for key in compared])
 
 
 def attach(run_id: str, path: Path, folder: str = "") -> None:

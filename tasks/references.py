@@ -6,6 +6,7 @@ another one. Nothing large, and no open file handle, ever passes through Prefect
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,9 @@ from mechint_core.features import SparseDictionary, load_dictionary
 from mechint_core.kernels.row_views import KeptVectors
 from mechint_core.parallel import Rows
 from mechint_core.store import ActivationStore, ResultKey, StoredArray
+
+READ_ROWS = 256
+"""Rows kept of one block, when only some are."""
 
 
 class Reference(BaseModel):
@@ -38,6 +42,8 @@ class ArrayReference(Reference):
     """Take this position of (sample, position, unit)."""
     kept: "ArrayReference | None" = None
     """(sample, position): the vectors that count, which are then taken one after the other."""
+    every: int = 1
+    """Read whole, take only every so many-th row: for what would not fit in memory."""
     digest: str
 
     @property
@@ -49,7 +55,8 @@ class ArrayReference(Reference):
     def identity(self) -> str:
         """The content this names."""
         place = self.digest if self.position is None else f"{self.digest}@{self.position}"
-        return place if self.kept is None else f"{place} where {self.kept.identity}"
+        place = place if self.kept is None else f"{place} where {self.kept.identity}"
+        return place if self.every == 1 else f"{place} every {self.every}"
 
     def open(self) -> Rows:
         """Return the stored rows, which are read when asked for."""
@@ -57,8 +64,11 @@ class ArrayReference(Reference):
         return stored if self.kept is None else KeptVectors(stored, self.kept.read().astype(bool))
 
     def read(self) -> np.ndarray:
-        """Return the whole array."""
-        return self.stored().read() if self.kept is None else self.open()[:]
+        """Return the whole array, or as much of it as is wanted."""
+        if self.every == 1:
+            return self.stored().read() if self.kept is None else self.open()[:]
+        rows, block = self.open(), READ_ROWS * self.every
+        return np.concatenate([rows[i : i + block][:: self.every] for i in range(0, rows.shape[0], block)])
 
     def stored(self) -> StoredArray:
         """Return the stored array, with the vectors that do not count."""
@@ -104,7 +114,11 @@ class DictionaryReference(Reference):
 
     def open(self) -> SparseDictionary:
         """Return the dictionary."""
-        return load_dictionary(ActivationStore(self.store).dictionary(self.run, self.step, self.site, self.name).path)
+        return load_dictionary(self.folder())
+
+    def folder(self) -> Path:
+        """Return where its files are on this machine."""
+        return ActivationStore(self.store).dictionary(self.run, self.step, self.site, self.name).path
 
 
 class DecoderReference(Reference):

@@ -13,7 +13,7 @@ from mechint_core.features.crosscoder import Crosscoder
 from mechint_core.features.dictionaries.config import SparseAutoencoderConfig
 from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.features.dictionaries.training import METRICS, OnProgress
-from mechint_core.features.dictionaries.training_pass import TrainingPass
+from mechint_core.features.dictionaries.training_pass import EVALUATED, TrainingPass
 from mechint_core.features.evaluate_dictionary import EvaluateDictionaryConfig, evaluate_dictionary
 from mechint_core.features.recipe import Recipe
 from mechint_core.features.sparse_autoencoder import SparseAutoencoder
@@ -24,8 +24,6 @@ from mechint_core.result import Estimate, Result
 
 CURVE_POINTS = 200
 """Points at most along a training curve."""
-EVALUATED = 2048
-"""Vectors that the final estimates are made on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def train_dictionaries(
     if folder is not None:
         training.resume(folder)
     training.run(folder=folder, on_progress=on_progress)
-    return {name: Trained(one.finished(), training_record(training, name)) for name, one in training.trainers.items()}
+    return {name: Trained(training.finished(name), training_record(training, name)) for name in training.trainers}
 
 
 def start_training(sources: Mapping[str, Rows], recipes: Mapping[str, Recipe]) -> TrainingPass:
@@ -200,10 +198,9 @@ def training_record(training: TrainingPass, name: str) -> DictionaryTraining:
     if trainer.n_done == 0:
         raise ConfigurationError("a record needs at least one step. Got 0. Call `run` or `step` first.")
     sample = training.sample(EVALUATED, "evaluation")
-    read = np.concatenate([sample[each] for each in job.reads], axis=1)
     written = (sample[job.writes],) if job.writes else ()
     chosen = EvaluateDictionaryConfig(seed=trainer.config.seed)
-    final = evaluate_dictionary(read, trainer.finished(), *written, config=chosen)
+    final = evaluate_dictionary(training.read_by(name, sample), trainer.finished(), *written, config=chosen)
     curves = _curves(trainer.metrics[: trainer.n_done].double().cpu().numpy())
     return DictionaryTraining(
         fvu=final.fvu,

@@ -62,7 +62,9 @@ class LatentSharing(Result):
     """Share of the latents that no site has for itself."""
     mean_cosine: Estimate
     """Of the shared latents' parts in the first two sites; NaN where the sites differ in width."""
-    n_latents: int
+    n_living: int
+    """Latents that fire; the others keep the random rows they began with, as long in every site."""
+    n_dead: int
     n_exclusive: Int[np.ndarray, "site"]
     first_share: Float[np.ndarray, "latent"]
     cosine: Float[np.ndarray, "latent"]
@@ -72,7 +74,7 @@ class LatentSharing(Result):
         """Say what is shared."""
         own = ", ".join(str(n) for n in self.n_exclusive)
         text = (
-            f"{self.shared.value:.0%} of the {self.n_latents} latents are shared "
+            f"{self.shared.value:.0%} of the {self.n_living} living latents are shared "
             f"({self.shared.null:.0%} if the sites' parts were put together at random); exclusive to each site: {own}."
         )
         if np.isnan(self.mean_cosine.value):
@@ -96,13 +98,13 @@ def latent_sharing(dictionary: Crosscoder, *, config: LatentSharingConfig = Late
     Returns
     -------
     LatentSharing
-        `shared` in [0, 1]; `site_share` per latent, summing to 1 over sites; `cosine` in [-1, 1], NaN where the
-        widths of the first two sites differ.
+        `shared` in [0, 1], of the living latents; `site_share` per latent, summing to 1 over sites, NaN if dead;
+        `cosine` in [-1, 1], NaN where the widths of the first two sites differ.
 
     Raises
     ------
     DegenerateInputError
-        If no latent has a decoder row.
+        If no latent is alive.
 
     References
     ----------
@@ -118,11 +120,11 @@ def latent_sharing(dictionary: Crosscoder, *, config: LatentSharingConfig = Late
     >>> (round(found.shared.value, 3), found.n_exclusive.tolist())
     (0.333, [1, 1])
     """
-    live = (dictionary.W_dec.norm(dim=1) > 0).nonzero().squeeze(1)
-    if len(live) == 0:
-        raise DegenerateInputError("a crosscoder must have a latent with a decoder row. Got none.")
-    shares = dictionary.site_shares()[live].double().cpu().numpy()
-    cosine = _cosines(dictionary)[live.cpu().numpy()]
+    alive = (dictionary.alive & (dictionary.W_dec.norm(dim=1) > 0)).cpu().numpy()
+    if not alive.any():
+        raise DegenerateInputError("a crosscoder must have a latent that fires. Got none.")
+    every_share, every_cosine = dictionary.site_shares().double().cpu().numpy(), _cosines(dictionary)
+    shares, cosine = every_share[alive], every_cosine[alive]
     rng = generator(config.seed, "latent_sharing")
     together = shares.max(axis=1) <= config.exclusive_above
 
@@ -132,20 +134,21 @@ def latent_sharing(dictionary: Crosscoder, *, config: LatentSharingConfig = Late
     def cosine_of(rows: Int[np.ndarray, "sample"]) -> float:
         return float(cosine[rows][together[rows]].mean()) if together[rows].any() else NAN
 
-    every = np.arange(len(live))
+    every = np.arange(len(shares))
     bootstraps = [
-        bootstrap_rows(of, len(live), n_draws=config.n_draws, rng=rng) if len(live) > 1 else None
+        bootstrap_rows(of, len(shares), n_draws=config.n_draws, rng=rng) if len(shares) > 1 else None
         for of in (shared_of, cosine_of)
     ]
     null = np.array([_shared_at_random(shares, config.exclusive_above, rng) for _ in range(config.n_draws)])
     return LatentSharing(
         shared=estimate(shared_of(every), bootstrap=bootstraps[0], null=null, level=config.level),
         mean_cosine=estimate(cosine_of(every), bootstrap=bootstraps[1], level=config.level),
-        n_latents=len(live),
+        n_living=len(shares),
+        n_dead=int((~alive).sum()),
         n_exclusive=(shares > config.exclusive_above).sum(axis=0),
-        first_share=shares[:, 0].copy(),
-        cosine=cosine,
-        site_share=shares,
+        first_share=np.where(alive, every_share[:, 0], NAN),
+        cosine=np.where(alive, every_cosine, NAN),
+        site_share=np.where(alive[:, None], every_share, NAN),
     )
 
 

@@ -1,10 +1,11 @@
 """How much a dictionary explains for how few active latents: one point per dictionary of a sweep.
 
     FVU(L0)        on the frontier: the dictionaries that no other beats in both
-    ln FVU ~ a + b ln L0         over the frontier's dictionaries:  doubling L0 multiplies FVU by 2^b
+    ln FVU ~ a + b ln L0         over all of them:  doubling L0 multiplies FVU by 2^b
 
-Two dictionaries compare fairly only at equal L0; a sweep compares whole families. The null shuffles which L0 has
-which FVU: what the slope would be if sparsity cost nothing.
+Two dictionaries compare fairly only at equal L0; a sweep compares whole families. The fit takes all dictionaries,
+also those that another beats: along the frontier alone FVU falls with L0 by its definition, whatever sparsity costs.
+The null shuffles which L0 has which FVU: what the slope would be if sparsity cost nothing.
 
 Source: [@gao2024].
 Cost: nothing; the evaluations are made elsewhere.

@@ -40,7 +40,12 @@ class SideBySide:
         """Read a run of rows of all of them."""
         if len(self._parts) == 1:
             return self._parts[0][rows]
-        return np.concatenate([part[rows] for part in self._parts], axis=-1)
+        n = len(range(*rows.indices(self.shape[0])))
+        joint, start = np.empty((n, *self.shape[1:]), self.dtype), 0
+        for part in self._parts:  # one at a time: no more than one part is there twice
+            joint[..., start : start + part.shape[-1]] = part[rows]
+            start += part.shape[-1]
+        return joint
 
 
 class KeptVectors:

@@ -290,6 +290,11 @@ class ActivationStore:
         path = dictionary_path(run, step, site, name)
         return read_folder(self.place, self._local, path, self._committed(path))
 
+    def dictionary_source(self, run: str, step: int, site: str, name: str) -> Mapping[str, Any] | None:
+        """Return what a committed dictionary was made of, without fetching it; None if it is not there."""
+        found = read_commit(self.place, dictionary_path(run, step, site, name))
+        return None if found is None else found[0].source
+
     def dictionaries(self, run: str, step: int, site: str) -> list[str]:
         """Return the committed dictionaries of a site at a step, sorted."""
         at_step = f"dictionaries/{check_name('run', run)}/{step_name(step)}"

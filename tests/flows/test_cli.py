@@ -68,6 +68,9 @@ def test_run__killed_continues_where_it_was(tmp_path: Path):
 
     assert kept
     assert "7 in all" in done.stdout
+    left = [entry for entry, problem in store.verify() if problem is not None]
+    assert not any(entry.committed for entry in left)  # at most what the killed writer was at, which gc removes
+    assert store.gc(dry_run=False) == left
     assert all(problem is None for _, problem in store.verify())
 
 

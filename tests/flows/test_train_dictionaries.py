@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from flows.configuration import configuration
 from flows.dictionaries import dictionary_works, passes
 from flows.monitor_training import monitor_training
+from flows.pending import AnalysisError
 from flows.plan import make_plan
 from flows.train_dictionaries import train_dictionaries
 from mechint_core.errors import ConfigurationError
@@ -158,11 +159,14 @@ train_dictionaries(Path(sys.argv[1]))
 
 
 @pytest.mark.slow
-def test_train_dictionaries__killed_and_resumed_through_the_task_ends_with_the_same_bits(tmp_path: Path):
+def test_train_dictionaries__killed_and_resumed_through_the_task_ends_with_the_same_bits(
+    tmp_path: Path, prefect_api: str
+):
     """kill -9 while the task trains, after its first save; the second flow run finishes it."""
     long = SMALL | {"n_epochs": 150}
     path = write_run(tmp_path, analyses=ANALYSES, dictionaries=[{"site": "act", "config": long}])
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "PREFECT_API_URL": prefect_api}
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], env=environment) as child:
         state = Path(settings().store_location) / "dictionaries" / "tiny" / f"{STEPS[-1]:010d}" / "act"
         try:
@@ -201,6 +205,113 @@ def _folder(work) -> Path:
 def test_dictionaries__refuses_sections_that_make_no_sense(tmp_path: Path, section, match):
     with pytest.raises(ConfigurationError, match=match):
         configuration(write_run(tmp_path, dictionaries=[section]))
+
+
+@pytest.mark.parametrize(
+    ("section", "match"),
+    [
+        ({"site": "act", "config": {"k": 99, "n_latents": 24}}, "dictionaries.0: k must be at most"),
+        ({"site": "nowhere", "config": SMALL}, "no recorded site matches 'nowhere'"),
+        ({"site": "act", "steps": [11], "config": SMALL}, "steps must be those of checkpoints"),
+        ({"site": "act", "across_steps": True, "steps": ["last"], "config": SMALL}, "two checkpoints or more"),
+        ({"site": "act", "writes": "*", "config": SMALL}, "writes must match one site"),
+        ({"site": "act", "mask": "probe.x", "config": SMALL}, "mask must have the axes"),
+    ],
+)
+def test_dictionaries__finds_what_does_not_fit_before_anything_is_recorded(tmp_path: Path, section, match):
+    with pytest.raises(ConfigurationError, match=match):
+        train_dictionaries(write_run(tmp_path, analyses=ANALYSES, dictionaries=[section]))
+    assert not list((Path(settings().store_location) / "activations").glob("*"))
+
+
+def test_dictionaries__an_analysis_that_matches_none_is_a_problem(tmp_path: Path):
+    analyses = [{"technique": "feature_examples", "sites": ["acct*"]}]
+    path = write_run(tmp_path, analyses=analyses, dictionaries=[{"site": "act", "config": SMALL}])
+    with pytest.raises(ConfigurationError, match=r"no dictionary matches acct\*. There are: act"):
+        train_dictionaries(path)
+
+
+def test_train_dictionaries__a_failure_is_seen_in_mlflow_and_the_others_are_kept(tmp_path: Path, monkeypatch):
+    """Two passes, of which one diverges."""
+    bad = SMALL | {"lr": 1.0e30, "warmup": 0.0, "clip": 1.0e30, "n_epochs": 5}
+    sections = [{"site": "act", "config": SMALL}, {"site": "out", "config": bad}]
+    path = write_run(tmp_path, analyses=ANALYSES, dictionaries=sections)
+
+    with pytest.raises(AnalysisError, match="lower lr"):
+        train_dictionaries(path)
+
+    client = MlflowClient(settings().mlflow_uri)
+    experiment = client.get_experiment_by_name("mechint").experiment_id
+    status = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
+    assert status[f"act @{STEPS[-1]}"] == "FINISHED"
+    assert status[f"out @{STEPS[-1]}"] == "FAILED"
+    assert [work.is_done() for work in works(path)] == [True, False]
+
+
+def test_train_dictionaries__what_was_trained_but_not_published_is_published_later(tmp_path: Path, monkeypatch):
+    path = write_run(tmp_path, analyses=ANALYSES, dictionaries=[{"site": "act", "config": SMALL}])
+    with monkeypatch.context() as broken:
+        broken.setattr("flows.train_dictionaries.publish_dictionaries", _lost)
+        with pytest.raises(ConnectionError):
+            train_dictionaries(path)
+    made = (_folder(works(path)[0]) / "dictionary.safetensors").stat().st_mtime_ns
+
+    train_dictionaries(path)
+
+    client = MlflowClient(settings().mlflow_uri)
+    experiment = client.get_experiment_by_name("mechint").experiment_id
+    (child,) = [run for run in client.search_runs([experiment]) if run.info.run_name == f"act @{STEPS[-1]}"]
+    assert child.info.status == "FINISHED"
+    assert "final/fvu" in child.data.metrics
+    assert (_folder(works(path)[0]) / "dictionary.safetensors").stat().st_mtime_ns == made
+
+
+def _lost(*_):
+    raise ConnectionError("the tracking server is gone")
+
+
+def test_dictionaries__sites_with_a_common_prefix_are_swept_apart(tmp_path: Path):
+    model = {"factory": "tests.flows.test_train_dictionaries:twin_network"}
+    section = {"site": "act*", "config": SMALL, "sweep": {"k": [1, 2], "seed": [0, 1]}}
+    collect = {"dataset": "probe", "inputs": ["x"], "sites": ["act*"]}
+    path = write_run(tmp_path, model=model, collect=collect, analyses=[], dictionaries=[section])
+
+    train_dictionaries(path)
+
+    store = ActivationStore(settings().store_location)
+    for name in ("act", "act2"):
+        key = ResultKey(run="tiny", technique="sparsity_frontier", name=name, step=STEPS[-1])
+        assert store.result(key).flags["n_dictionaries"] == 4
+
+
+def twin_network():
+    """The tiny network, whose second activation has another width and the beginning of the first one's name."""
+    from torch import nn
+
+    from tests.flows.tiny import Network
+
+    class Twin(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act2 = nn.Tanh()
+
+        def forward(self, x):
+            return self.act2(super().forward(x))
+
+    return Twin()
+
+
+def test_examinations__read_no_more_than_fits(tmp_path: Path, monkeypatch):
+    """Forty rows of sixteen floats, a budget of ten of them: every fourth row of everything."""
+    monkeypatch.setattr("flows.dictionaries.MOST_BYTES", 10 * 16 * 4)
+    path = write_run(tmp_path, analyses=ANALYSES, dictionaries=[{"site": "act", "config": SMALL}])
+
+    train_dictionaries(path)
+
+    key = ResultKey(run="tiny", technique="evaluate_dictionary", name="act", step=STEPS[-1])
+    assert ActivationStore(settings().store_location).result(key).flags["n_vectors"] == 10
+    reference = works(path)[0].sources["act"].model_copy(update={"every": 7})
+    np.testing.assert_array_equal(reference.read(), reference.stored().read()[::7])
 
 
 def test_dictionaries__refuses_two_of_one_name(tmp_path: Path):

@@ -1,6 +1,6 @@
 """What a sparse dictionary is and how it is trained: one frozen config for both, and for every kind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ AT_LEAST = {
     "seed": 0,
     "data_seed": 0,
 }
+WHOLE = ("n_latents", "n_epochs", "batch_size", "buffer_bytes", "resamplings", "seed", "data_seed")
 ABOVE_ZERO = ("expansion", "k", "lr", "clip", "bandwidth", "exclude_norm_above")
 SHARES = ("warmup", "decay", "sparsity_warmup", "dead_window", "threshold_window", "p_end")
 
@@ -81,8 +82,8 @@ class SparseAutoencoderConfig:
     """A latent that has not fired for this share of the run's vectors (at most 10 million, at least four batches)
     counts as dead."""
     auxiliary_coef: float = 0.25
-    """topk, batch_topk: weight of the error that remains when dead latents try to explain the residual. [@gao2024]
-    has 1/32, for runs so long that Adam's memory of a latent's life, a thousand steps, does not matter."""
+    """topk, batch_topk, jumprelu: weight of the error that remains when dead latents try to explain the residual.
+    [@gao2024] has 1/32, for runs so long that Adam's memory of a latent's life, a thousand steps, does not matter."""
     resamplings: int = 4
     """relu, gated: times, spread over the first half of the run, that dead latents start anew from badly
     explained vectors."""
@@ -99,10 +100,19 @@ class SparseAutoencoderConfig:
     """Names the order of the data. Dictionaries with the same order can share one pass over it."""
     buffer_bytes: int = 256 * 2**20
     """Memory in which vectors are shuffled."""
-    device: str = "cpu"
-    """Where training runs, in torch's words."""
+    device: str = "auto"
+    """Where training runs: auto (CUDA where there is one), cpu, cuda, cuda:N."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), str(field.type)
+            if isinstance(value, str) and ("int" in kinds or "float" in kinds):
+                raise ConfigurationError(
+                    f"{field.name} must be a number. Got the text {value!r}. (YAML needs a point: 1.0e-3, not 1e-3.)"
+                )
+        for name in WHOLE:
+            if not isinstance(getattr(self, name), int | None) or isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be a whole number. Got {getattr(self, name)!r}.")
         if self.activation not in get_args(Activation):
             raise ConfigurationError(
                 f"activation must be one of {', '.join(get_args(Activation))}. Got {self.activation!r}."

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -53,6 +53,8 @@ class SparseDictionary(nn.Module, ABC):
     W_skip: nn.Parameter | None
     scale: Float[Tensor, "unit"]
     """What each written unit was divided by in training: its site's root mean square."""
+    alive: Bool[Tensor, "latent"]
+    """Whether it fires on a sample of the training vectors; all, of a dictionary that was not trained here."""
 
     def __init__(
         self, input_dim: int, config: SparseAutoencoderConfig, *, output_dim: int | None = None, skip: bool = False
@@ -76,6 +78,7 @@ class SparseDictionary(nn.Module, ABC):
         self.register_parameter("W_skip", nn.Parameter(torch.zeros(n_written, input_dim)) if skip else None)
         self.register_buffer("threshold", torch.zeros(n_latents))
         self.register_buffer("scale", torch.ones(n_written))
+        self.register_buffer("alive", torch.ones(n_latents, dtype=torch.bool))
 
     @property
     def input_dim(self) -> int:
@@ -151,12 +154,12 @@ class SparseDictionary(nn.Module, ABC):
         return made
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weights, threshold and scale by name, shared ones once."""
+        """Return weights, threshold and other buffers by name, shared ones once."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy weights, threshold and scale from `tensors`.
+        """Copy weights, threshold and other buffers from `tensors`.
 
         Raises
         ------
@@ -234,5 +237,5 @@ def read_config(about: Mapping[str, Any]) -> SparseAutoencoderConfig:
         return SparseAutoencoderConfig(**config)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"a saved config must have this version's fields. Got {sorted(about)}: {error}."
+            f"a saved config must have this version's fields. Got {sorted(about.get('config', {}))}: {error}."
         ) from error

@@ -10,7 +10,7 @@ l levels reconstruct, b_dec included; without nesting there is one level, the wh
                 f_j                              sparse because                        alive because
     relu        relu(pre_j)                      c sum_j f_j^p                         resampled
     gated       [g_j > 0] relu(e^r_j z_j + b_j)  c sum_j relu(g_j)^p                   resampled
-    jumprelu    [pre_j > t_j] pre_j              c (L0 / k - 1)^2                      thresholds fall while L0 < k
+    jumprelu    [pre_j > t_j] pre_j              c (L0 / k - 1)^2                      a |e - e_hat|^2 / var(e)
     topk        pre_j, the k largest of x        k                                     a |e - e_hat|^2 / var(e)
     batch_topk  pre_j, the k B largest of all    k                                     a |e - e_hat|^2 / var(e)
 
@@ -283,10 +283,15 @@ def _passed(
 ) -> Passed:
     """Return what was found with dense codes."""
     revival = torch.zeros_like(loss) if revival is None else revival
-    l0 = torch.count_nonzero(codes.detach() > 0).to(codes.dtype) / len(codes)  # 7 times faster on booleans
+    l0 = _count(codes.detach() > 0, codes) / len(codes)  # 7 times faster on booleans
     parts = torch.stack([loss, sparsity, revival]).detach()
     total, nothing = loss + sparsity + revival, codes.new_tensor(torch.nan)
     return Passed(total, parts, error.detach(), l0, fired.detach(), nothing)
+
+
+def _count(mask: Tensor, like: Tensor) -> Tensor:
+    """Return how many hold, in the precision of `like` or float32: bfloat16 counts to 256."""
+    return torch.count_nonzero(mask).to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _auxiliary(
@@ -323,7 +328,7 @@ class _Jump(torch.autograd.Function):
         open_ = pre > threshold
         ctx.save_for_backward(pre, threshold, open_)
         ctx.bandwidth = bandwidth
-        return pre * open_, torch.count_nonzero(open_).to(pre.dtype) / len(pre)
+        return pre * open_, _count(open_, pre) / len(pre)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -6,11 +6,12 @@
     resampling: a dead latent starts anew as a badly explained vector e of a batch, drawn with chance ~ |e|^4:
         W_dec,j = e / |e|,   W_enc,j = 0.2 mean |W_enc| of the living along it,   b_enc,j = 0,   Adam's memory 0
 
-Everything a step depends on is the weights, Adam's moments, the dead counters, the threshold's mean and two
-integers of the loader; resampling draws by the number of the step. `save` writes them as one file, replaced
-atomically. (Same bits means: on the same kind of processor and with the same number of threads, which decide how
-sums are split.) A dictionary comes out the same, bit for bit, whether others share its pass or not, as long as the
-vectors of the pass fit in the shuffle buffer; beyond it, the order of the data depends on the buffer.
+Everything a step depends on is the weights, Adam's moments, the dead counters, the threshold's mean and two integers
+of the loader; resampling draws by the number of the step. `save` writes them, one file per dictionary, each replaced
+atomically: dictionaries whose files are of different steps wait for the last. (Same bits means: on the same kind of
+processor and with the same number of threads, which decide how sums are split.) A dictionary comes out the same, bit
+for bit, whether others share its pass or not, as long as the vectors of the pass fit in the shuffle buffer; beyond
+it, the order of the data depends on the buffer.
 
 Source: [@bricken2023] for resampling; [@gao2024] for the step size.
 Cost: `n_epochs` reads of the rows. Memory: `TrainingPass.memory_bytes`.
@@ -29,6 +30,7 @@ from mechint_core.errors import DegenerateInputError
 from mechint_core.features.dictionaries.dictionary import SparseDictionary
 from mechint_core.features.dictionaries.objectives import LOSS_PARTS, OBJECTIVES, Moment, Passed
 from mechint_core.features.dictionaries.standardisation import Standardisation
+from mechint_core.models.running import torch_device
 from mechint_core.random import torch_generator
 
 OnProgress = Callable[[int, dict[str, float]], None]
@@ -37,6 +39,7 @@ METRICS = ("loss", "fvu", "l0", "dead_share", *LOSS_PARTS)
 MAX_DEAD_VECTORS = 10_000_000
 MIN_DEAD_BATCHES = 4
 MAX_THRESHOLD_STEPS = 100
+NOT_PER_LATENT = ("b_dec", "W_skip")
 NEW_ENCODER_NORM = 0.2
 """Of a resampled latent, against the living: it must not disturb them before it has learned."""
 
@@ -66,7 +69,7 @@ class Trainer:
         self, dictionary: SparseDictionary, read: Standardisation, written: Standardisation, length: Length
     ) -> None:
         self.config, self.length = dictionary.config, length
-        self.device = torch.device(self.config.device)
+        self.device = torch_device(self.config.device)
         self.read, self.written = read.to(self.device), written.to(self.device)
         self.dictionary = dictionary.to(self.device)
         self.objective = OBJECTIVES[self.config.activation](self.config, dictionary.hidden_dim).to(self.device)
@@ -163,6 +166,10 @@ class Trainer:
         if self.config.unit_norm:
             with torch.no_grad():
                 self.dictionary.W_dec.copy_(functional.normalize(self.dictionary.W_dec, dim=1))
+        if not all(torch.isfinite(each.detach().square().sum()) for each in self.parameters().values()):
+            raise DegenerateInputError(
+                f"training must not diverge. Got weights that are not finite after step {self.n_done + 1}: lower lr."
+            )
         return passed
 
     def _step_size(self, share: float) -> float:
@@ -170,9 +177,14 @@ class Trainer:
         left = 1 - share + 1 / self.length.n_steps
         return min(_rising(share, self.config.warmup), _rising(left, self.config.decay))
 
-    def _dead(self) -> Bool[Tensor, "latent"]:
+    @property
+    def _window(self) -> float:
+        """After how many vectors a silent latent is dead."""
         window = min(self.config.dead_window * self.length.n_vectors, MAX_DEAD_VECTORS)
-        return self._silent >= max(MIN_DEAD_BATCHES * self.config.batch_size, window)
+        return float(max(MIN_DEAD_BATCHES * self.config.batch_size, window))
+
+    def _dead(self) -> Bool[Tensor, "latent"]:
+        return self._silent >= self._window
 
     def _follow(self, least: Tensor) -> None:
         """Add one batch's threshold to its running mean."""
@@ -206,8 +218,8 @@ class Trainer:
         self.dictionary.b_enc[dead] = 0
         for name, each in self.objective.named_parameters():
             each[dead] = 0.0 if name in ("r", "b_gate") else each[dead]
-        for parameter in self.parameters().values():
-            if len(parameter) == len(alive):
+        for name, parameter in self.parameters().items():
+            if name.removeprefix("objective.") not in NOT_PER_LATENT:
                 for key in ("exp_avg", "exp_avg_sq"):
                     self._adam.state[parameter][key][dead] = 0
         self._silent[dead] = 0

@@ -21,11 +21,14 @@ from mechint_core.features.dictionaries.training import METRICS, Length, OnProgr
 from mechint_core.kernels.row_views import SideBySide
 from mechint_core.kernels.shuffle import BlockShuffle
 from mechint_core.parallel import Rows
-from mechint_core.random import derive_seed
+from mechint_core.random import derive_seed, generator
 
 STATE = "training.safetensors"
 SAMPLE_VECTORS = 4096
-SAMPLE_BYTES = 2**26
+EVALUATED = 2048
+"""Vectors that say which latents fire, and how good a dictionary is."""
+SAMPLE_BLOCK = 64
+"""Neighbouring vectors that are read together for it."""
 SHARED = ("n_epochs", "batch_size", "data_seed", "buffer_bytes")
 """What the dictionaries of one pass have in common: what decides which vectors come when."""
 
@@ -64,9 +67,9 @@ class TrainingPass:
     def __init__(self, sources: Mapping[str, Rows], jobs: Mapping[str, Job]) -> None:
         self.sources, self.jobs = dict(sources), dict(jobs)
         config = self._shared_config()
-        joint = SideBySide(list(self.sources.values()))
+        self._joint = SideBySide(list(self.sources.values()))
         self._batches = BlockShuffle(
-            joint,
+            self._joint,
             batch_size=config.batch_size,
             seed=derive_seed(config.data_seed, "batches"),
             buffer_bytes=config.buffer_bytes,
@@ -98,14 +101,18 @@ class TrainingPass:
         return int(buffer + 6 * config.batch_size * row + codes + weights)
 
     def run(
-        self, *, folder: Path | str | None = None, save_every: int | None = None, on_progress: OnProgress | None = None
+        self,
+        *,
+        folder: Path | str | Mapping[str, Path] | None = None,
+        save_every: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Make the remaining steps.
 
         Parameters
         ----------
         folder
-            Where to save the state now and then; None: nowhere.
+            Where to save the state now and then, as for `save`; None: nowhere.
         save_every
             Steps between saves. By default a twentieth of the run.
         on_progress
@@ -125,6 +132,8 @@ class TrainingPass:
         """Make one step of every dictionary on the next batch."""
         batch = torch.from_numpy(next(self._batches).astype(np.float32, copy=False))
         for name, trainer in self.trainers.items():
+            if trainer.n_done > self.n_done:
+                continue
             job = self.jobs[name]
             read = [batch[:, self._columns[each]] for each in job.reads]
             x = read[0] if len(read) == 1 else torch.cat(read, dim=1)
@@ -147,39 +156,68 @@ class TrainingPass:
         losses = self.trainers[name].metrics[: n_epochs * per_epoch, 0]
         return losses.reshape(n_epochs, per_epoch).mean(dim=1).tolist()
 
+    @torch.no_grad()
+    def finished(self, name: str) -> SparseDictionary:
+        """Return a dictionary as it is now, for vectors as they are stored, on the CPU; it knows which latents fire."""
+        made = self.trainers[name].finished()
+        fires = made.encode(torch.from_numpy(self.read_by(name, self.sample(EVALUATED, "evaluation")))) > 0
+        made.alive.copy_(fires.any(dim=0))
+        return made
+
+    def read_by(self, name: str, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return what a dictionary reads of the vectors of every source."""
+        return np.concatenate([vectors[each] for each in self.jobs[name].reads], axis=1)
+
     def sample(self, n_vectors: int, *stream: str) -> dict[str, np.ndarray]:
         """Return random vectors of every source, the same ones of each."""
         return {name: values.astype(np.float32) for name, values in self._drawn(n_vectors, *stream).items()}
 
-    def save(self, folder: Path | str) -> None:
-        """Write the state of the run; the former state stays until the new one is complete."""
-        tensors = {f"{name}/{key}": each for name, one in self.trainers.items() for key, each in one.state().items()}
-        about = {"n_done": self.n_done, "loader": self._batches.state(), "sources": self._fingerprints}
-        about |= {"jobs": self._about_jobs()}
-        write_tensors(Path(folder) / STATE, tensors, about)
+    def save(self, folder: Path | str | Mapping[str, Path]) -> None:
+        """Write the state of every dictionary; its former state stays until the new one is complete.
 
-    def resume(self, folder: Path | str) -> bool:
-        """Go to where the run saved in `folder` was; return whether there was one.
+        Parameters
+        ----------
+        folder
+            A folder for all, or one for each by name. A dictionary's state depends on no other's, so that one may be
+            resumed with others than it was begun with.
+        """
+        for name, trainer in self.trainers.items():
+            if trainer.n_done <= self.n_done:  # the others are ahead, and saved
+                about = {"n_done": trainer.n_done, "loader": self._batches.state(), **self._about(name)}
+                write_tensors(_place(folder, name) / STATE, trainer.state(), about)
+
+    def resume(self, folder: Path | str | Mapping[str, Path]) -> bool:
+        """Go to where the dictionaries saved in `folder` were; return whether there was one.
+
+        Of several at different steps, those ahead wait for the last.
 
         Raises
         ------
         CheckpointError
-            If the folder holds a run with other recipes or on other vectors.
+            If the folder holds a run with another config or on other vectors.
         """
-        if not (Path(folder) / STATE).exists():
-            return False
-        tensors, about = read_tensors(Path(folder) / STATE)
-        if about["jobs"] != self._about_jobs():
-            raise CheckpointError(
-                f"{folder} must hold a run with this config. Got {about['jobs']}. Use another folder."
-            )
-        if about["sources"] != self._fingerprints:
-            raise CheckpointError(f"the sources must be what {folder} was trained on. Got other vectors.")
-        self.n_done = int(about["n_done"])
+        loaders: dict[int, Mapping[str, int]] = {}
+        found = False
         for name, trainer in self.trainers.items():
-            trainer.restore(_under(f"{name}/", tensors), self.n_done)
-        self._batches.restore(about["loader"])
-        return True
+            path = _place(folder, name) / STATE
+            if not path.exists():
+                loaders[0] = {"epoch": 0, "batch": 0}
+                continue
+            tensors, about = read_tensors(path)
+            own = self._about(name)
+            if about["job"] != own["job"]:
+                raise CheckpointError(
+                    f"{path} must be of a run with this config. Got {about['job']}. Use another folder."
+                )
+            if about["sources"] != own["sources"]:
+                raise CheckpointError(f"the sources must be what {path} was trained on. Got other vectors.")
+            trainer.restore(tensors, int(about["n_done"]))
+            found = True
+            loaders[trainer.n_done] = about["loader"]
+        self.n_done = min(loaders)
+        if not self.done:
+            self._batches.restore(loaders[self.n_done])
+        return found
 
     def _trainer(self, job: Job) -> Trainer:
         unknown = [name for name in (*job.reads, job.writes) if name and name not in self.sources]
@@ -198,19 +236,26 @@ class TrainingPass:
         parts = [self._sample[name] for name in names]
         return standardisation(np.concatenate(parts, axis=1), [part.shape[1] for part in parts])
 
-    def _about_jobs(self) -> Any:
-        """Return what tells one run from another, as JSON gives it back."""
-        about = {name: [job.dictionary.about(), job.reads, job.writes] for name, job in self.jobs.items()}
-        return json.loads(json.dumps(about))
+    def _about(self, name: str) -> dict[str, Any]:
+        """Return what tells one dictionary's run from another, as JSON gives it back."""
+        job = self.jobs[name]
+        named = (*job.reads, job.writes) if job.writes else job.reads
+        sources = [self._fingerprints[each] for each in named]
+        return json.loads(json.dumps({"job": [job.dictionary.about(), job.reads, job.writes], "sources": sources}))
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         return {name: _fingerprint(rows) for name, rows in self.sources.items()}
 
     def _drawn(self, n_vectors: int, *stream: str) -> dict[str, np.ndarray]:
-        seed = derive_seed(self._shared_config().data_seed, *stream)
-        joint = SideBySide(list(self.sources.values()))
-        vectors = next(BlockShuffle(joint, batch_size=n_vectors, seed=seed, buffer_bytes=SAMPLE_BYTES))
+        """Read vectors at random places, which depend on the number of rows alone and not on who else is read."""
+        n_rows, per_row = self._joint.shape[0], self._batches.n_vectors // self._joint.shape[0]
+        block = min(n_rows, max(1, SAMPLE_BLOCK // per_row))
+        rng = generator(self._shared_config().data_seed, *stream)
+        order = rng.permutation(-(-n_rows // block))[: -(-n_vectors // (block * per_row))]
+        runs = [self._joint[slice(int(i) * block, (int(i) + 1) * block)] for i in np.sort(order)]
+        vectors = np.concatenate([run.reshape(-1, run.shape[-1]) for run in runs])
+        vectors = vectors[rng.permutation(len(vectors))[:n_vectors]]
         return {name: vectors[:, columns] for name, columns in self._columns.items()}
 
     def _shared_config(self) -> SparseAutoencoderConfig:
@@ -231,7 +276,7 @@ def train_alone(
     vectors = activations.detach().cpu().numpy() if isinstance(activations, Tensor) else activations
     training = TrainingPass({"activations": vectors}, {"": Job(fresh, ("activations",))})
     training.run(on_progress=on_progress)
-    return training.trainers[""].finished(), training.epoch_losses("")
+    return training.finished(""), training.epoch_losses("")
 
 
 def retimed(
@@ -242,8 +287,9 @@ def retimed(
     return replace(config, device=device, **{name: value for name, value in asked.items() if value is not None})
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _place(folder: Path | str | Mapping[str, Path], name: str) -> Path:
+    """Return where the state of one dictionary is kept."""
+    return folder[name] if isinstance(folder, Mapping) else Path(folder) / name
 
 
 def _fingerprint(source: Rows) -> str:

@@ -32,7 +32,7 @@ def two_systems(n_samples=20_000, n_shared=24, n_own=12):
 def test_latent_sharing__finds_what_two_systems_share(activation):
     """24 shared, 12 of each alone; the second system is twenty times larger, which must not matter."""
     one, other, directions = two_systems()
-    config = SparseAutoencoderConfig(activation=activation, n_latents=48, k=2.4, n_epochs=15, batch_size=400)
+    config = SparseAutoencoderConfig(activation=activation, n_latents=48, k=2.4, n_epochs=25, batch_size=400)
 
     crosscoder, training = train_crosscoder({"one": one, "other": other}, config=config)
     found = latent_sharing(crosscoder)
@@ -61,6 +61,20 @@ def test_latent_sharing__of_one_system_twice_is_all_shared_and_the_same():
     assert "a cosine of 1.00" in found.reading()
 
 
+def test_latent_sharing__leaves_dead_latents_out():
+    """Two systems with nothing in common and far more latents than features: those that never learned share nothing."""
+    one = sparse_dictionary(10_000, n_units=16, n_features=12, p_active=0.08, seed=1).activations
+    other = sparse_dictionary(10_000, n_units=16, n_features=12, p_active=0.08, seed=2).activations
+    config = SparseAutoencoderConfig(n_latents=96, k=2, n_epochs=12, batch_size=250, auxiliary_coef=0.0)
+
+    found = latent_sharing(train_crosscoder({"one": one, "other": other}, config=config)[0])
+
+    assert found.n_dead > 20
+    assert found.n_living + found.n_dead == len(found.first_share) == 96
+    assert np.isnan(found.first_share).sum() == found.n_dead
+    assert found.shared.value < 0.2
+
+
 # Law
 def test_latent_sharing__does_not_depend_on_the_order_of_the_latents():
     made = Crosscoder([3, 5], config=SparseAutoencoderConfig(n_latents=40))
@@ -79,5 +93,5 @@ def test_latent_sharing__does_not_depend_on_the_order_of_the_latents():
 def test_latent_sharing__refuses_a_crosscoder_without_rows():
     made = Crosscoder([3, 5], config=SparseAutoencoderConfig(n_latents=40))
     torch.nn.init.zeros_(made.W_dec)
-    with pytest.raises(DegenerateInputError, match="must have a latent"):
+    with pytest.raises(DegenerateInputError, match="must have a latent that fires"):
         latent_sharing(made)

@@ -1,5 +1,7 @@
 """Rows side by side, and rows without padding: the same numbers as from arrays in memory."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -29,6 +31,25 @@ def test_side_by_side__is_a_concatenation(start, stop):
 
     assert (view.shape, view.dtype) == ((6, 4, 5), np.float64)
     np.testing.assert_array_equal(view[start:stop], np.concatenate([one, other], axis=-1)[start:stop])
+
+
+def test_side_by_side__holds_no_part_twice_but_one():
+    """Two equal parts: the joint rows and one part, not the joint rows and both."""
+    rows = np.zeros((20_000, 50))
+    view = SideBySide([rows.view(Copied), rows.view(Copied)])
+    tracemalloc.start()
+    _ = view[:]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 3.2 * rows.nbytes
+
+
+class Copied(np.ndarray):
+    """Rows that are read into new memory, as those of a store."""
+
+    def __getitem__(self, rows):
+        return np.asarray(self).__getitem__(rows).copy()
 
 
 # Bad input

@@ -245,6 +245,61 @@ def test_training__several_stopped_and_resumed_end_with_the_same_bits(tmp_path, 
         assert bits(resumed, name) == bits(whole, name)
 
 
+def test_training__resumed_with_others_than_it_was_begun_with_ends_with_the_same_bits(tmp_path, source):
+    """One is ahead and waits, one is new, one of the first pass is gone."""
+    sources = {"a": source}
+    recipes = {str(n): Recipe(reads=("a",), config=config(n_latents=n)) for n in (16, 24, 32)}
+    whole = start_training(sources, recipes)
+    whole.run()
+    folders = {name: tmp_path / name for name in recipes}
+    for names, steps in ((("16", "24"), 9), (("24", "32"), 4)):
+        begun = start_training(sources, {name: recipes[name] for name in names})
+        begun.resume(folders)
+        for _ in range(steps):
+            begun.step()
+        begun.save(folders)
+    resumed = start_training(sources, {name: recipes[name] for name in ("16", "32")})
+    assert resumed.resume(folders)
+    assert (resumed.n_done, resumed.trainers["16"].n_done) == (4, 9)
+    resumed.run()
+
+    for name in ("16", "32"):
+        assert bits(resumed, name) == bits(whole, name)
+
+
+def test_training__does_not_depend_on_who_else_is_read_beyond_the_first_sample():
+    """More vectors than the units are measured on."""
+    rows = generator(0, "rows").standard_normal((9000, 8)).astype(np.float32) * np.linspace(1, 3, 9000)[:, None].astype(
+        np.float32
+    )
+    recipe = Recipe(reads=("a",), config=config(n_latents=16, n_epochs=1, batch_size=1000))
+    alone = start_training({"a": rows}, {"": recipe})
+    together = start_training({"a": rows, "b": np.repeat(rows, 40, axis=1)}, {"": recipe})
+
+    assert torch.equal(alone.trainers[""].read.scale, together.trainers[""].read.scale)
+
+
+def test_step__says_that_training_diverges(source):
+    training = start(source, lr=1e30, warmup=0.0, clip=1e30)
+
+    with pytest.raises(DegenerateInputError, match="must not diverge"):
+        training.run()
+
+
+def test_resampling__leaves_what_is_not_of_latents_alone(source):
+    """As many latents as units: the bias of the units has the length of the latents."""
+    training = start(source, activation="relu", n_latents=16, n_epochs=40, sparsity_coef=0.02)
+    trainer = training.trainers[""]
+    trainer.dictionary.b_enc.data[:4] = -1e3
+    while training.n_done not in trainer._resampled_at:
+        before = trainer._adam.state.get(trainer.dictionary.b_dec, {}).get("exp_avg", torch.ones(16)).clone()
+        training.step()
+
+    assert (trainer._adam.state[trainer.dictionary.W_dec]["exp_avg"][:4] == 0).all()
+    assert before.count_nonzero() == 16
+    assert trainer._adam.state[trainer.dictionary.b_dec]["exp_avg"].count_nonzero() == 16
+
+
 def test_training__same_seed_same_bits_and_another_seed_others(source):
     assert bits(train(source, seed=3)) == bits(train(source, seed=3)) != bits(train(source, seed=4))
     assert bits(train(source, data_seed=1)) != bits(train(source))
@@ -337,7 +392,7 @@ def test_resume__refuses_other_vectors(tmp_path, source):
 def test_resume__refuses_another_config(tmp_path, source):
     start(source).save(tmp_path)
 
-    with pytest.raises(CheckpointError, match="must hold a run with this config"):
+    with pytest.raises(CheckpointError, match="must be of a run with this config"):
         resume(tmp_path, source, seed=9)
 
 
