@@ -141,7 +141,7 @@ def import_saelens(folder: Path | str) -> SparseAutoencoder | Transcoder:
     try:
         made = _blank(about)
         _check_shapes(weights, made)
-        made.take(_our_weights(weights, about, _scaling(folder, about)))
+        made.take({"alive": made.alive, **_our_weights(weights, about, _scaling(folder, about))})
     except KeyError as error:
         raise CheckpointError(
             f"{folder} must hold all that {about['architecture']} needs. There is no {error}."
