@@ -38,4 +38,4 @@ def test_sentence_encoder__has_features_for_what_sentences_are_about():
         assert concepts.estimates["labelled"].null < 0.005
         assert stored("loss_recovered", site).estimates["kept"].value > 0.7
         page = (monitored.report.with_suffix("") / f"{site} 0.html").read_text()
-        assert all(word in page for word in ("network", "concurrency", "##"))
+        assert all(word in page for word in ("network", "concurrency", "[CLS]"))
