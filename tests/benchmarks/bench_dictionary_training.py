@@ -65,21 +65,26 @@ def test_streaming(tmp_path, record):
 
 
 MEASURED = """
-import resource, sys
+import sys
+from pathlib import Path
 import torch
 from mechint_core.features import Recipe, SparseAutoencoderConfig, start_training
 from mechint_core.store import ActivationStore
+
+def peak():  # not ru_maxrss, which begins with the parent's
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 torch.set_num_threads(1)
 config = SparseAutoencoderConfig(activation=sys.argv[2], n_latents=4096, k=32, n_epochs=1, batch_size=4096,
                                  buffer_bytes=64 * 2**20)
 source = ActivationStore(sys.argv[1]).activations("run", 0, "site")
 _ = source[0:16]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 training = start_training({"site": source}, {"": Recipe(reads=("site",), config=config)})
 while training.n_done < 6:
     training.step()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, training.memory_bytes)
+print(peak() - before, training.memory_bytes)
 """
 
 

@@ -45,7 +45,7 @@ CASES = {
     "TopK": Case({"activation": "topk"}, "topk", "TopKTrainer", floor=0.6, peers=0.5),
     "BatchTopK": Case({"activation": "batch_topk"}, "batchtopk", "BatchTopKTrainer", floor=0.9, peers=0.5),
     "Matryoshka, 5 levels": Case(
-        {"activation": "batch_topk", "levels": WIDTHS},
+        {"activation": "batch_topk", "levels": WIDTHS, "k_start": 1},
         "matryoshka_batchtopk",
         "MatryoshkaBatchTopKTrainer",
         floor=1.3,

@@ -24,6 +24,8 @@ from mechint_core.parallel import Rows
 from mechint_core.random import derive_seed, generator
 
 STATE = "training.safetensors"
+WORKSPACE = 100 * 2**20
+"""What torch's kernels and the reading of stored chunks take besides; measured, as the copies of the codes are."""
 SAMPLE_VECTORS = 4096
 EVALUATED = 2048
 """Vectors that say which latents fire, and how good a dictionary is."""
@@ -88,17 +90,17 @@ class TrainingPass:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that training needs at most, roughly: the buffer, one batch, its codes, four copies of the weights."""
+        """Memory that training needs at most: workspace, buffer, one batch, its codes, four copies of the weights."""
         config = self._shared_config()
         row = 4 * sum(rows.shape[-1] for rows in self.sources.values())
         buffer = min(config.buffer_bytes, self._batches.n_vectors * row)
         weights = sum(4 * 4 * each.numel() for one in self.trainers.values() for each in one.parameters().values())
-        dense = {"topk": 1.5, "batch_topk": 1.5, "gated": 6}  # copies of (sample, latent) alive at once
+        dense = {"topk": 2.5, "batch_topk": 2.5, "gated": 9}  # copies of (sample, latent) alive at once
         codes = max(
-            4 * config.batch_size * one.dictionary.hidden_dim * dense.get(one.config.activation, 3)
+            4 * config.batch_size * one.dictionary.hidden_dim * dense.get(one.config.activation, 5)
             for one in self.trainers.values()
         )
-        return int(buffer + 6 * config.batch_size * row + codes + weights)
+        return int(WORKSPACE + buffer + 6 * config.batch_size * row + codes + weights)
 
     def run(
         self,
