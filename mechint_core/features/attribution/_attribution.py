@@ -20,7 +20,7 @@ from mechint_core.features.attribution._attribution_question import AttributionC
 from mechint_core.features.attribution._explained import Explained
 from mechint_core.features.attribution._parts import ERROR
 from mechint_core.features.attribution._shuffled_parameters import Compared
-from mechint_core.figure import Bars, Figure
+from mechint_core.figure import Bars, Figure, Matrix
 from mechint_core.kernels.resampling import p_value, percentile_interval
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -113,6 +113,27 @@ class Attribution(Result):
             f" Which parts these are is not distinguishable from networks with shuffled parameters "
             f"(p = {self.learned.p_value:.2g})."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class UnitAttribution(Attribution):
+    """An attribution by gradients, which has a value for every unit at every position."""
+
+    figures: ClassVar[tuple[Figure, ...]] = (
+        SHARES,
+        SIGNED,
+        Matrix(
+            values="grid",
+            title="What each unit adds at each position",
+            x_label="unit",
+            y_label="position",
+            value_label="mean attribution",
+            diverging=True,
+        ),
+    )
+
+    grid: Float[np.ndarray, "position unit"]
+    """Mean attribution per unit (head, latent, the last one the error) at each position."""
 
 
 def summarise(found: Explained, compared: Compared, config: AttributionConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from mechint_core.features.attribution._attributed_answer import Answer
-from mechint_core.features.attribution._attribution import SHARES, SIGNED, Attribution, relative_error, summarise
+from mechint_core.features.attribution._attribution import UnitAttribution, relative_error, summarise
 from mechint_core.features.attribution._attribution_question import (
     AttributionConfig,
     Reference,
@@ -34,7 +34,6 @@ from mechint_core.features.attribution._lockstep import Joining, Listening
 from mechint_core.features.attribution._rescale_rules import no_rule
 from mechint_core.features.attribution._shuffled_parameters import compare_with_shuffled
 from mechint_core.features.dictionaries.dictionary import SparseDictionary
-from mechint_core.figure import Figure, Matrix
 from mechint_core.models import differentiation, memory_remedy
 
 Precision = Literal["float64", "model"]
@@ -58,25 +57,11 @@ class DeepliftConfig(AttributionConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Deeplift(Attribution):
+class Deeplift(UnitAttribution):
     """What each part contributes to the difference from the baseline."""
 
     technique: ClassVar[str] = "deeplift"
-    figures: ClassVar[tuple[Figure, ...]] = (
-        SHARES,
-        SIGNED,
-        Matrix(
-            values="grid",
-            title="What each unit contributes at each position",
-            x_label="unit",
-            y_label="position",
-            value_label="mean contribution",
-            diverging=True,
-        ),
-    )
 
-    grid: Float[np.ndarray, "position unit"]
-    """Mean contribution per unit (head, latent, the last one the error) at each position."""
     error: Float[np.ndarray, "sample"]
     """Completeness error of each sample."""
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mechint_core.errors import ShapeError
 from mechint_core.features.attribution._attributed_answer import Answer
-from mechint_core.features.attribution._attribution import SHARES, SIGNED, Attribution, summarise
+from mechint_core.features.attribution._attribution import UnitAttribution, summarise
 from mechint_core.features.attribution._attribution_question import (
     AttributionConfig,
     Samples,
@@ -32,7 +32,6 @@ from mechint_core.features.attribution._attribution_question import (
 from mechint_core.features.attribution._explained import Explained, Gathering
 from mechint_core.features.attribution._shuffled_parameters import compare_with_shuffled
 from mechint_core.features.dictionaries.dictionary import SparseDictionary
-from mechint_core.figure import Figure, Matrix
 from mechint_core.models import differentiation, memory_remedy
 from mechint_core.random import generator
 
@@ -55,25 +54,11 @@ class GradientShapConfig(AttributionConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class GradientShap(Attribution):
+class GradientShap(UnitAttribution):
     """What each part adds to the answer, compared with a background."""
 
     technique: ClassVar[str] = "gradient_shap"
-    figures: ClassVar[tuple[Figure, ...]] = (
-        SHARES,
-        SIGNED,
-        Matrix(
-            values="grid",
-            title="What each unit adds at each position",
-            x_label="unit",
-            y_label="position",
-            value_label="mean attribution",
-            diverging=True,
-        ),
-    )
 
-    grid: Float[np.ndarray, "position unit"]
-    """Mean attribution per unit (head, latent, the last one the error) at each position."""
     standard_error: Float[np.ndarray, "part"]
     """Of the mean attribution, by the draws (the intervals are by the samples)."""
     completeness_z: float

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mechint_core.errors import ConfigurationError
 from mechint_core.features.attribution._attributed_answer import Answer
-from mechint_core.features.attribution._attribution import SHARES, SIGNED, Attribution, relative_error, summarise
+from mechint_core.features.attribution._attribution import UnitAttribution, relative_error, summarise
 from mechint_core.features.attribution._attribution_question import (
     AttributionConfig,
     Reference,
@@ -36,7 +36,6 @@ from mechint_core.features.attribution._baseline import Baseline
 from mechint_core.features.attribution._explained import Explained, Gathering
 from mechint_core.features.attribution._shuffled_parameters import compare_with_shuffled
 from mechint_core.features.dictionaries.dictionary import SparseDictionary
-from mechint_core.figure import Figure, Matrix
 from mechint_core.models import differentiation, memory_remedy
 
 Quadrature = Literal["midpoint", "gauss_legendre"]
@@ -70,25 +69,11 @@ class IntegratedGradientsConfig(AttributionConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class IntegratedGradients(Attribution):
+class IntegratedGradients(UnitAttribution):
     """What each part adds to the answer along the straight path from the baseline."""
 
     technique: ClassVar[str] = "integrated_gradients"
-    figures: ClassVar[tuple[Figure, ...]] = (
-        SHARES,
-        SIGNED,
-        Matrix(
-            values="grid",
-            title="What each unit adds at each position",
-            x_label="unit",
-            y_label="position",
-            value_label="mean attribution",
-            diverging=True,
-        ),
-    )
 
-    grid: Float[np.ndarray, "position unit"]
-    """Mean attribution per unit (head, latent, the last one the error) at each position."""
     error: Float[np.ndarray, "sample"]
     """Completeness error of each sample."""
     steps: Int[np.ndarray, "sample"]
