@@ -150,7 +150,8 @@ def child_runs(
     client = _client(uri)
     experiment = _experiment(client, uri)
     parent = _parent(client, experiment, f"{run} dictionaries", analysis)
-    client.set_tag(parent.info.run_id, "prefect.flow_run_id", flow_run_id)
+    if flow_run_id:
+        client.set_tag(parent.info.run_id, "prefect.flow_run_id", flow_run_id)
     made: dict[str, DictionaryRun] = {}
     for label, named in params.items():
         tag = dictionary_tag(run, analysis, label, named["cache_key"])
