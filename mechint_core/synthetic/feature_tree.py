@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from mechint_core.errors import ConfigurationError
 from mechint_core.random import generator
+from mechint_core.synthetic.sparse_dictionary import SparseDictionary
 
 Strength = Literal["half_normal", "near_one"]
 
@@ -27,21 +28,13 @@ SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureTree:
+class FeatureTree(SparseDictionary):
     """Planted truth: `activations = codes @ dictionary + noise`, and which feature is below which."""
 
-    activations: Float[np.ndarray, "sample unit"]
-    dictionary: Float[np.ndarray, "feature unit"]
-    codes: Float[np.ndarray, "sample feature"]
     parent: Int[np.ndarray, "feature"]
     """The feature that each one implies; -1 for a root."""
     level: Int[np.ndarray, "feature"]
     """0 for a root, 1 for its children, and so on."""
-
-    @property
-    def l0(self) -> float:
-        """Mean number of features active at once."""
-        return float(np.count_nonzero(self.codes) / len(self.codes))
 
 
 def feature_tree(
