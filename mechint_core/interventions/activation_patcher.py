@@ -16,9 +16,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from mechint_core.errors import ShapeError
-from mechint_core.interventions._batched import usable_sites
-from mechint_core.interventions._pair_runs import PairRuns
-from mechint_core.interventions._recovery import ROUNDING, PairScores, recovery_of
 from mechint_core.models import (
     Patch,
     activation_of,
@@ -28,6 +25,16 @@ from mechint_core.models import (
     patched,
     samples_first,
     to_model,
+)
+from mechint_core.patching import (
+    ROUNDING,
+    PairedConfig,
+    PairRuns,
+    PairScores,
+    PromptPairs,
+    Slice,
+    recovery_of,
+    usable_sites,
 )
 from mechint_core.result import NAN
 
@@ -137,8 +144,14 @@ class ActivationPatcher:
         with inference(self.model):
             usable = usable_sites(self.model, clean, components, sample_axis=axis, position=None)
             if loss_fn is None:
-                runs = PairRuns(model=self.model, usable=usable, metric="distance", sample_axis=axis)
-                scores = runs.score_pairs(samples_first(clean, axis), samples_first(corrupted, axis))
+                runs = PairRuns(
+                    model=self.model,
+                    config=PairedConfig(metric="distance", sample_axis=axis),
+                    sites=usable.sites,
+                    bytes_per_row=usable.bytes_per_row,
+                )
+                pairs = PromptPairs(*(samples_first(each, axis).cpu().numpy() for each in (clean, corrupted)))
+                scores = runs.score_parts(pairs, [(site, Slice()) for site in usable.sites])
                 outcomes = dict(zip(usable.sites, _outcomes(scores), strict=True))
             else:
                 outcomes = {site: self._outcome(clean, corrupted, (site,), loss_fn) for site in usable.sites}

@@ -20,13 +20,20 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from torch import nn
 
-from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
+from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Bars, Figure
-from mechint_core.interventions._answer_metrics import Metric
-from mechint_core.interventions._batched import Usable, usable_sites
-from mechint_core.interventions._pair_runs import PairRuns
-from mechint_core.interventions._recovery import PairScores, Recovery, recovery_of
 from mechint_core.models import inference, memory_remedy, samples_to, to_model
+from mechint_core.patching import (
+    PairedConfig,
+    PairRuns,
+    PairScores,
+    PromptPairs,
+    Recovery,
+    Slice,
+    Usable,
+    recovery_of,
+    usable_sites,
+)
 from mechint_core.result import NAN, Estimate, Result
 
 Direction = Literal["denoising", "noising"]
@@ -37,50 +44,24 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchSitesConfig:
-    """What to patch, how to score the answer, and how much to pack into one forward pass."""
+class PatchSitesConfig(PairedConfig):
+    """What to patch, and which way."""
 
     sites: tuple[str, ...] = ("*",)
     """Globs over module names. Modules that do not give one activation per sample are left out and counted."""
-    metric: Metric = "logit_difference"
-    """logit_difference: target's logit less that of the corrupted prompt's answer (or, if that is not given, less the
-    mean of the other logits); loss: cross-entropy in nats; probability: of the target; kl: from the clean
-    distribution, in nats; distance: mean squared difference from the clean output, for any model."""
     direction: Direction = "denoising"
     """denoising tests sufficiency: parts of an AND look null one by one. noising tests necessity: backups hide it."""
     position: int | None = None
     """Patch this position only (second axis of a sample's activation); None patches the whole activation."""
-    answer_position: int = -1
-    """Where a model with one row of logits per position gives the answer."""
-    sample_axis: int = 0
-    """Where the model keeps its samples: 1 for PyTorch layers with `batch_first=False`. The arrays have them first."""
     control: bool = True
     """When denoising, patch another prompt's activation too, for the null: twice the cost. Otherwise the null is 0."""
-    batch_rows: int = 1024
-    """Rows of one forward pass; with few pairs, several sites share a pass."""
-    cache_bytes: int = 256 * 2**20
-    """Memory for the activations to patch in; more pairs than fit are taken in blocks."""
-    n_draws: int = 1000
-    """Bootstrap draws, and sign flips."""
-    level: float = 0.95
-    """Of the intervals."""
-    seed: int = 0
-    """Of the controls, draws and flips."""
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("metric", self.metric, get_args(Metric)),
-            ("direction", self.direction, get_args(Direction)),
-            ("sample_axis", self.sample_axis, (0, 1)),
-        ):
-            if value not in choices:
-                raise ConfigurationError(f"{name} must be one of {', '.join(map(str, choices))}. Got {value!r}.")
+        PairedConfig.__post_init__(self)
+        if self.direction not in get_args(Direction):
+            raise ConfigurationError(f"direction must be denoising or noising. Got {self.direction!r}.")
         if isinstance(self.sites, str) or not self.sites:
             raise ConfigurationError(f"sites must be a tuple of at least one glob. Got {self.sites!r}.")
-        if min(self.batch_rows, self.cache_bytes, self.n_draws) < 1:
-            raise ConfigurationError(f"batch_rows, cache_bytes and n_draws must be at least 1. Got {self}.")
-        if not 0 < self.level < 1:
-            raise ConfigurationError(f"level must lie strictly between 0 and 1. Got {self.level}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,46 +209,20 @@ def patch_sites(
     >>> patch_sites(model, clean, corrupted, answer, config=config).recovery.round(6).tolist()
     [0.75, 0.25]
     """
-    _check(clean, corrupted, [target, corrupted_target], config)
+    pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
+    noising = config.direction == "noising"
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(clean[:2], model), config.sample_axis)
         usable = usable_sites(model, few, config.sites, sample_axis=config.sample_axis, position=config.position)
         runs = PairRuns(
-            model=model,
-            usable=usable,
-            metric=config.metric,
-            noising=config.direction == "noising",
-            position=config.position,
-            answer_position=config.answer_position,
-            sample_axis=config.sample_axis,
-            batch_rows=config.batch_rows,
-            cache_bytes=config.cache_bytes,
-            control_seed=config.seed if config.control and config.direction == "denoising" else None,
+            model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row, noising=noising
         )
-        scores = runs.score_pairs(clean, corrupted, target, corrupted_target)
+        scores = runs.score_parts(
+            pairs,
+            [(site, Slice(config.position)) for site in usable.sites],
+            control_seed=config.seed if config.control and not noising else None,
+        )
     return _result(scores, usable, config)
-
-
-def _check(
-    clean: np.ndarray, corrupted: np.ndarray, classes: list[np.ndarray | None], config: PatchSitesConfig
-) -> None:
-    if clean.shape != corrupted.shape or clean.ndim < 2 or len(clean) < 2:
-        raise ShapeError(
-            "clean and corrupted must have the same shape, (sample >= 2, ...), and belong together row by row. "
-            f"Got {clean.shape} and {corrupted.shape}."
-        )
-    for each in classes:
-        if each is not None and each.shape != clean.shape[:1]:
-            raise ShapeError(f"targets must be one class per pair, ({len(clean)},). Got shape {each.shape}.")
-    if classes[0] is None and config.metric not in ("kl", "distance"):
-        raise ConfigurationError(
-            f"the metric {config.metric} needs a target. Pass one, or use metric='kl' or 'distance'."
-        )
-    for name, array in (("clean", clean), ("corrupted", corrupted)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DegenerateInputError(
-                f"{name} must be finite. Got {int((~np.isfinite(array)).sum())} NaN or infinite values."
-            )
 
 
 def _result(scores: PairScores, usable: Usable, config: PatchSitesConfig) -> PatchedSites:

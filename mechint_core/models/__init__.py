@@ -18,6 +18,7 @@ from mechint_core.models.checkpoints import (
     list_checkpoints as list_checkpoints,
     read_checkpoint as read_checkpoint,
 )
+from mechint_core.models.hooks import visited as visited
 from mechint_core.models.loading import load_factory as load_factory, load_model as load_model
 from mechint_core.models.patching import (
     Patch as Patch,
@@ -36,4 +37,4 @@ from mechint_core.models.running import (
     samples_to as samples_to,
     to_model as to_model,
 )
-from mechint_core.models.sites import match_sites as match_sites, module_at as module_at
+from mechint_core.models.sites import match_sites as match_sites, module_at as module_at, split_site as split_site

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mechint_core.errors import ConfigurationError, NotFoundError, ShapeError
-from mechint_core.models.activation import activation_of
+from mechint_core.models.hooks import visited
 from mechint_core.models.running import (
     batches,
     call,
@@ -34,7 +34,7 @@ from mechint_core.models.running import (
     torch_device,
     torch_dtype,
 )
-from mechint_core.models.sites import module_at
+from mechint_core.models.sites import module_at, split_site
 
 
 class Activations(dict[str, Tensor]):
@@ -62,7 +62,7 @@ def capture(model: nn.Module, sites: Sequence[str]) -> Generator[Activations]:
     with ExitStack() as hooks:
         hooks.enter_context(model.register_forward_pre_hook(partial(_forget, seen)))
         for site in sites:
-            hooks.enter_context(module_at(model, site).register_forward_hook(partial(_keep, seen, site)))
+            hooks.enter_context(visited(model, site, partial(_keep, seen, site)))
         yield seen
 
 
@@ -72,7 +72,8 @@ def count_calls(model: nn.Module, sites: Sequence[str]) -> Generator[Counter[str
     calls: Counter[str] = Counter()
     with ExitStack() as hooks:
         for site in sites:
-            hooks.enter_context(module_at(model, site).register_forward_hook(partial(_count, calls, site)))
+            name, _ = split_site(site)
+            hooks.enter_context(module_at(model, name).register_forward_hook(partial(_count, calls, site)))
         yield calls
 
 
@@ -158,13 +159,13 @@ def _forget(seen: Activations, _: nn.Module, __: Any) -> None:
     seen.clear()
 
 
-def _keep(seen: Activations, site: str, _: nn.Module, __: Any, output: Any) -> None:
+def _keep(seen: Activations, site: str, activation: Tensor) -> None:
     if site in seen:
         raise ConfigurationError(
             f"site {site!r} must run once per forward. Got a second call: which one is meant is undefined. "
             "Choose a module around it that runs once."
         )
-    seen[site] = activation_of(output).clone()
+    seen[site] = activation.clone()
 
 
 def _count(calls: Counter[str], site: str, _: nn.Module, __: Any, ___: Any) -> None:

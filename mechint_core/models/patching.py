@@ -13,14 +13,12 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mechint_core.errors import ShapeError
-from mechint_core.models.activation import activation_of, with_activation
-from mechint_core.models.sites import module_at
+from mechint_core.models.hooks import visited
 
 Selection = tuple[int | slice | Tensor, ...]
 
@@ -52,7 +50,7 @@ def patched(model: nn.Module, patches: Sequence[Patch]) -> Generator[None]:
         by_site.setdefault(patch.site, []).append(patch)
     with ExitStack() as hooks:
         for site, here in by_site.items():
-            hooks.enter_context(module_at(model, site).register_forward_hook(partial(_write, here)))
+            hooks.enter_context(visited(model, site, partial(_written, here)))
         yield
 
 
@@ -70,20 +68,16 @@ def rewritten(model: nn.Module, site: str, rewrite: Callable[[Tensor], Tensor]) 
         During the call of the model, if the shape changes.
     """
 
-    def hook(_: nn.Module, __: Any, output: Any) -> Any:
-        activation = activation_of(output)
+    def checked(activation: Tensor) -> Tensor:
         made = rewrite(activation)
         if made.shape != activation.shape:
             raise ShapeError(
                 f"what replaces {site!r} must have its shape, {tuple(activation.shape)}. Got {tuple(made.shape)}."
             )
-        return with_activation(output, made)
+        return made
 
-    handle = module_at(model, site).register_forward_hook(hook)
-    try:
+    with visited(model, site, checked):
         yield
-    finally:
-        handle.remove()
 
 
 def select(rows: slice, position: int | None, sample_axis: int) -> Selection:
@@ -97,8 +91,8 @@ def select(rows: slice, position: int | None, sample_axis: int) -> Selection:
     return (positions, rows)
 
 
-def _write(patches: Sequence[Patch], _: nn.Module, __: Any, output: Any) -> Any:
-    activation = activation_of(output).clone()
+def _written(patches: Sequence[Patch], activation: Tensor) -> Tensor:
+    activation = activation.clone()
     for patch in patches:
         selected = activation[patch.selection]
         if selected.shape != patch.values.shape:
@@ -107,7 +101,7 @@ def _write(patches: Sequence[Patch], _: nn.Module, __: Any, output: Any) -> Any:
                 f"Got {tuple(patch.values.shape)}."
             )
         activation[patch.selection] = patch.values.to(activation)
-    return with_activation(output, activation)
+    return activation
 
 
 def join_rows(tensors: Sequence[Tensor], sample_axis: int) -> Tensor:

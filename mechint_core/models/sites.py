@@ -1,14 +1,24 @@
-"""Sites: the modules whose output is recorded or replaced, chosen by globs over their names."""
+"""Sites: the modules whose output (or input) is recorded or replaced, chosen by globs over their names.
+
+`name` is what a module gives, `name:input` what it is given; a glob that ends in `:input` matches inputs.
+"""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Final
 
 from torch import nn
 
 from mechint_core.errors import NotFoundError
 
+INPUT: Final = ":input"
 _SHOWN = 12
+
+
+def split_site(site: str) -> tuple[str, bool]:
+    """Return the module's name, and whether its input is meant."""
+    return site.removesuffix(INPUT), site.endswith(INPUT)
 
 
 def match_sites(model: nn.Module, globs: Sequence[str]) -> tuple[str, ...]:
@@ -24,10 +34,16 @@ def match_sites(model: nn.Module, globs: Sequence[str]) -> tuple[str, ...]:
     """
     globs = (globs,) if isinstance(globs, str) else tuple(globs)
     names = [name for name, module in model.named_modules() if name and _computes(module)]
-    lost = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    wanted = [split_site(glob) for glob in globs]
+    lost = [glob for glob, _ in wanted if not any(fnmatchcase(name, glob) for name in names)]
     if lost or not globs:
         raise NotFoundError(_nothing_matches(lost, names))
-    return tuple(name for name in names if any(fnmatchcase(name, glob) for glob in globs))
+    return tuple(
+        name + (INPUT if is_input else "")
+        for name in names
+        for is_input in (True, False)
+        if any(of_input == is_input and fnmatchcase(name, glob) for glob, of_input in wanted)
+    )
 
 
 def module_at(model: nn.Module, site: str) -> nn.Module:

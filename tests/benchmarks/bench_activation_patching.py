@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mechint_core.interventions._batched import Edit, run_experiments
 from mechint_core.models import Patch, capture, inference, match_sites, patched
+from mechint_core.patching import Write, run_experiments
 from mechint_core.random import torch_generator
 
 REPEATS = 7
@@ -38,7 +38,7 @@ def test_packed_patches_against_one_forward_per_site(record):
             sites = [site for site in match_sites(model, ["layers.*"]) if not site.endswith("out_proj")]
             with capture(model, sites) as seen:
                 model(clean)
-            experiments = [[Edit(site, seen[site])] for site in sites]
+            experiments = [[Write(site, seen[site])] for site in sites]
 
             def packed() -> torch.Tensor:
                 passes = run_experiments(model, corrupted, experiments, batch_rows=1024, sample_axis=0)

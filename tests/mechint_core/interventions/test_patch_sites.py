@@ -11,10 +11,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
 from mechint_core.interventions import PatchSitesConfig, patch_sites
-from mechint_core.interventions._batched import plan_passes
-from mechint_core.interventions._pair_runs import other_pairs
-from mechint_core.interventions._recovery import PairScores, recovery_of
 from mechint_core.models import Patch, capture, inference, patched
+from mechint_core.patching import PairScores, other_pairs, plan_passes, recovery_of
 from mechint_core.random import generator, torch_generator
 from mechint_core.synthetic.linear_network import LinearNetwork
 
@@ -394,8 +392,8 @@ def test_patch_sites__raises_on_sites_that_cannot_be_patched():
         ({"sites": ()}, "at least one glob"),
         ({"sites": "embed"}, "must be a tuple"),
         ({"metric": "accuracy"}, "metric must be one of logit_difference, loss"),
-        ({"direction": "both"}, "direction must be one of denoising, noising"),
-        ({"sample_axis": 2}, "sample_axis must be one of 0, 1"),
+        ({"direction": "both"}, "direction must be denoising or noising"),
+        ({"sample_axis": 2}, "sample_axis must be 0 or 1"),
         ({"batch_rows": 0}, "must be at least 1"),
         ({"level": 1.0}, "strictly between 0 and 1"),
     ],

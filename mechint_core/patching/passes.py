@@ -13,32 +13,24 @@ Cost: ceil(experiments x rows / batch_rows) forward passes.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mechint_core.errors import NotFoundError
+from mechint_core.errors import NotFoundError, ShapeError
 from mechint_core.models import (
-    Patch,
     capture,
     count_calls,
     join_rows,
     match_sites,
-    patched,
     samples_first,
     select,
+    visited,
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Edit:
-    """At `site`, write what another run gave there; at one position of it, or at all."""
-
-    site: str
-    donor: Tensor
-    """The other run's activation in the model's layout, aligned with the rows of the batch."""
-    position: int | None = None
+from mechint_core.patching.edits import Edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +56,21 @@ class Usable:
 def run_experiments(
     model: nn.Module, batch: Tensor, experiments: Sequence[Sequence[Edit]], *, batch_rows: int, sample_axis: int
 ) -> Iterator[tuple[list[Piece], object]]:
-    """Run the model on `batch` once per experiment, packed; yield what each pass holds, and the model's output."""
+    """Run the model on `batch` once per experiment, packed; yield what each pass holds, and the model's output.
+
+    Edits of one experiment at one site are made in their order.
+    """
     for pieces in plan_passes(len(experiments), batch.shape[sample_axis], batch_rows):
         rows = [batch[select(piece.rows, None, sample_axis)] for piece in pieces]
-        patches = [
-            Patch(
-                edit.site,
-                edit.donor[select(piece.rows, edit.position, sample_axis)],
-                select(piece.place, edit.position, sample_axis),
-            )
-            for piece in pieces
-            for edit in experiments[piece.experiment]
-        ]
-        with patched(model, patches):
-            yield pieces, model(join_rows(rows, sample_axis))
+        changes: dict[str, list[tuple[Piece, Edit]]] = {}
+        for piece in pieces:
+            for edit in experiments[piece.experiment]:
+                changes.setdefault(edit.site, []).append((piece, edit))
+        with ExitStack() as hooks:
+            for site, here in changes.items():
+                hooks.enter_context(visited(model, site, partial(_changed, here, sample_axis)))
+            output = model(join_rows(rows, sample_axis))
+        yield pieces, output
 
 
 def plan_passes(n_experiments: int, n_rows: int, batch_rows: int) -> list[list[Piece]]:
@@ -110,6 +103,22 @@ def usable_sites(
         raise NotFoundError(_unusable(named or list(matched), sites, position))
     size = sum(seen[site].numel() * seen[site].element_size() for site in sites)
     return Usable(sites, len(matched) - len(sites), -(-size // n_rows))
+
+
+def _changed(changes: Sequence[tuple[Piece, Edit]], sample_axis: int, activation: Tensor) -> Tensor:
+    """Return the activation of a pass, in the model's layout, with every piece changed by its edits."""
+    made = activation.clone()
+    rows = samples_first(made, sample_axis)  # a view
+    for piece, edit in changes:
+        here = rows[piece.place]
+        changed = edit.apply(here, piece.rows)
+        if changed.shape != here.shape:
+            raise ShapeError(
+                f"what is written at {edit.site!r} must have its shape, {tuple(here.shape)}. "
+                f"Got {tuple(changed.shape)}."
+            )
+        rows[piece.place] = changed
+    return made
 
 
 def _pieces(start: int, stop: int, n_rows: int) -> list[Piece]:

@@ -1,10 +1,11 @@
-"""How well a model's output gives the answer: the metrics of patching experiments.
+"""How well a model's output gives the answer: the metrics of experiments on prompt pairs.
 
     logit difference   z_t - z_f            z_t - mean of the others, if no foil f is given
     loss               -log softmax(z)_t    nats
     probability         softmax(z)_t
     kl                 sum_c p_c (log p_c - log softmax(z)_c)    from the clean distribution p, nats
     distance           mean (z - z_clean)^2
+    package.module:function    one's own: (values, answer) -> one number per row; in torch, if gradients are wanted
 
 The foil is given or averaged, never the corrupted run's own best class: choosing a class by a run makes that run's
 score extreme, and an untrained model would seem to have an effect.
@@ -14,7 +15,7 @@ Source: [@zhang2024].
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,9 +23,10 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
-from mechint_core.models import activation_of, samples_first
+from mechint_core.models import activation_of, load_factory, samples_first
 
 Metric = Literal["logit_difference", "loss", "probability", "kl", "distance"]
+METRICS: Final = get_args(Metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,20 @@ class Answer:
         return Answer(target, foil, self.clean[rows])
 
 
-def read_output(
-    output: Any, metric: Metric, *, answer_position: int, sample_axis: int
-) -> Float[Tensor, "sample column"]:
+def check_metric(metric: str) -> None:
+    """Raise ConfigurationError unless `metric` is one of ours or written package.module:function."""
+    if metric not in METRICS and ":" not in metric:
+        raise ConfigurationError(
+            f"metric must be one of {', '.join(METRICS)}, or package.module:function. Got {metric!r}."
+        )
+
+
+def needs_target(metric: str) -> bool:
+    """Say whether a metric of ours needs the right answer."""
+    return metric in ("logit_difference", "loss", "probability")
+
+
+def read_output(output: Any, metric: str, *, answer_position: int, sample_axis: int) -> Float[Tensor, "sample column"]:
     """Return the logits of the answer per sample, in float64; the whole output, flat, for the distance.
 
     Raises
@@ -62,7 +75,7 @@ def read_output(
         if not -values.shape[1] <= answer_position < values.shape[1]:
             raise ShapeError(f"answer_position must lie in 0...{values.shape[1] - 1}. Got {answer_position}.")
         values = values[:, answer_position]
-    if values.ndim != 2 or values.shape[1] < (1 if metric == "distance" else 2):
+    if values.ndim != 2 or (metric in METRICS and values.shape[1] < (1 if metric == "distance" else 2)):
         raise ShapeError(
             f"the model's output must be (sample[, position], class >= 2) for the metric {metric}. "
             f"Got shape {tuple(values.shape)}. Use metric='distance' for a model without classes."
@@ -72,9 +85,30 @@ def read_output(
     return values
 
 
-def score(values: Float[Tensor, "sample column"], answer: Answer, metric: Metric) -> Float[np.ndarray, "sample"]:
-    """Return the metric of every row."""
-    return _METRICS[metric](values, answer).cpu().numpy()
+def measure(values: Float[Tensor, "sample column"], answer: Answer, metric: str) -> Float[Tensor, "sample"]:
+    """Return the metric of every row; gradients pass.
+
+    Raises
+    ------
+    ConfigurationError
+        If the metric needs a target and there is none, or a target is not a class of the output.
+    ShapeError
+        If one's own metric does not give one number per row.
+    """
+    if metric in METRICS:
+        return _METRICS[metric](values, answer)
+    measured = load_factory(metric)(values, answer)
+    if not isinstance(measured, Tensor) or measured.shape != values.shape[:1]:
+        raise ShapeError(
+            f"the metric {metric!r} must give one number per row, a tensor of shape ({len(values)},). "
+            f"Got {tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__}."
+        )
+    return measured
+
+
+def score(values: Float[Tensor, "sample column"], answer: Answer, metric: str) -> Float[np.ndarray, "sample"]:
+    """Return the metric of every row, as numbers."""
+    return measure(values, answer, metric).detach().cpu().numpy()
 
 
 def _logit_difference(values: Tensor, answer: Answer) -> Tensor:
@@ -114,7 +148,7 @@ def _at(values: Tensor, classes: Tensor | None) -> Tensor:
     return values.gather(1, classes[:, None])[:, 0]
 
 
-_METRICS: Final[dict[Metric, Callable[[Tensor, Answer], Tensor]]] = {
+_METRICS: Final[dict[str, Callable[[Tensor, Answer], Tensor]]] = {
     "logit_difference": _logit_difference,
     "loss": _loss,
     "probability": _probability,

@@ -1,0 +1,1 @@
+"""Which components and connections of a network implement a behaviour?"""

@@ -1,0 +1,48 @@
+"""Visit what passes through a module: the one place where hooks are hung on sites.
+
+    name          what the module gives          "layers.0.attention"
+    name:input    what the module is given       "layers.0.attention.output:input", the concatenated heads
+
+Which tensor of a tuple, mapping or dataclass is the activation, `activation` says, for inputs as for outputs.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from mechint_core.models.activation import activation_of, with_activation
+from mechint_core.models.sites import module_at, split_site
+
+Visit = Callable[[Tensor], Tensor | None]
+"""Sees an activation, in the model's own layout; what it returns, if anything, takes its place."""
+
+
+@contextmanager
+def visited(model: nn.Module, site: str, visit: Visit) -> Generator[None]:
+    """Call `visit` with the activation at `site`, in every forward of this block.
+
+    Raises
+    ------
+    NotFoundError
+        If the model has no such module; during the call of the model, if there is no activation.
+    """
+    name, is_input = split_site(site)
+    module = module_at(model, name)
+
+    def before(_: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any] | None:
+        made = visit(activation_of((given, keywords)))
+        return None if made is None else with_activation((given, keywords), made)
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        made = visit(activation_of(output))
+        return None if made is None else with_activation(output, made)
+
+    handle = (
+        module.register_forward_pre_hook(before, with_kwargs=True) if is_input else module.register_forward_hook(after)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
