@@ -24,6 +24,8 @@ class Curve:
     """Field with the lower edge of a band around the first line."""
     high: str = ""
     """Field with the upper edge of that band."""
+    null: str = ""
+    """Field with the level under the null, drawn dashed: one number, or one per point of x."""
     marks: str = ""
     """Field with positions on x to mark by vertical lines (change points, key frequencies)."""
 
@@ -45,7 +47,10 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bars:
-    """A one-dimensional field as bars, one per label, with an interval and a reference level."""
+    """A one-dimensional field as bars, one per label, with an interval and a reference level.
+
+    Where there are many labels that are words, the largest bars are drawn.
+    """
 
     values: str
     labels: str
@@ -94,7 +99,32 @@ class Barcode:
     """Scalar field: bars shorter than this are within the noise band."""
 
 
-Figure = Curve | Matrix | Bars | Scatter | Histogram | Barcode
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """Edges from senders to receivers as a layered drawing, from the input at its foot to the output at its head.
+
+    A part of a model is named by its path: `layers.0.attention.1` (head 1 of layer 0), `layers.0.mlp`; where an edge
+    enters an attention head, `:query`, `:key` or `:value` may follow. `input` and `output` are the ends. Any other
+    names do as well (sites of a causal graph). The edges must not form a cycle.
+    """
+
+    sender: str
+    """Field with the name of the node each edge leaves."""
+    receiver: str
+    """Field with the name of the node each edge enters."""
+    score: str
+    """Field with a number per edge: its sign is the colour, its size the width."""
+    title: str
+    kept: str = ""
+    """Field that is true or 1 for the edges of the circuit; the others are faint, or left out where they are many."""
+    low: str = ""
+    """Field with the lower end of each score's interval, read where the pointer rests on an edge."""
+    high: str = ""
+    """Field with the upper end of that interval."""
+    value_label: str = ""
+
+
+Figure = Curve | Matrix | Bars | Scatter | Histogram | Barcode | Graph
 
 
 def declare(figure: Figure) -> dict[str, Any]:

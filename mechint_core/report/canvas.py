@@ -79,6 +79,8 @@ PANEL = Size(290.0, 205.0)
 """One of several side by side."""
 FULL = Size(420.0, 285.0)
 """A figure of its own."""
+FULL_REM = 34.0
+"""Width of such a figure on the page, in the page's unit."""
 
 
 class Sheet:
@@ -95,6 +97,10 @@ class Sheet:
         """Pixels used of the current line above the axes."""
         self.image: Any = None
         """What carries a colour scale, if anything does."""
+        self.tips: list[str] = []
+        """What shows where the pointer rests on an artist, by the number in the artist's id."""
+        self.wide = False
+        """Whether it wants a row of the page for itself."""
         self.share_x = self.share_y = False
         """Whether neighbours showing other checkpoints should have the same axis."""
 
@@ -102,6 +108,17 @@ class Sheet:
         """Change the height, before anything is placed."""
         self.size = Size(self.size.width, height)
         self.paper.set_size_inches(self.size.width / 72, height / 72)
+
+    def spread(self, width: float, height: float) -> None:
+        """Take a row of the page, at least as wide as planned, before anything is placed."""
+        self.size = Size(max(self.size.width, width), height)
+        self.paper.set_size_inches(self.size.width / 72, height / 72)
+        self.wide = True
+
+    def explain(self, artist: Any, text: str) -> None:
+        """Show this text where the pointer rests on `artist`."""
+        artist.set_gid(f"tip{len(self.tips)}")
+        self.tips.append(clean(text))
 
     def label(self, x: str, y: str) -> None:
         """Say in words what the axes show; y reads horizontally, above the axes."""
@@ -112,11 +129,13 @@ class Sheet:
             self._used = text_width(y)
 
     def note(self, text: str) -> None:
-        """Say something above the axes, at the right."""
+        """Say something above the axes, at the right; nothing if there is nothing to say."""
+        if not text:
+            return
         self._make_room(text_width(text))
         right = 1 - 4 / self.size.width
         self.paper.text(right, self.line(), shorten(text, 40), va="top", ha="right", color=QUIET)
-        self._used += text_width(text)
+        self._used = self.size.width  # from the right, where a legend would go
 
     def keep_line(self) -> None:
         """Keep a line free above the axes, unless the label has one already."""
@@ -209,4 +228,9 @@ def to_svg(sheet: Sheet, described: str) -> Markup:
     buffer = io.StringIO()
     FigureCanvasSVG(sheet.paper)
     sheet.paper.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata=_NO_METADATA)
-    return Markup(slim(buffer.getvalue(), described))  # matplotlib escapes text: tested with hostile labels
+    drawn = buffer.getvalue()
+    for index, tip in enumerate(sheet.tips):
+        opening = f'<g id="tip{index}">'
+        drawn = drawn.replace(opening, f"{opening}<title>{Markup.escape(tip)}</title>", 1)
+    widest = sheet.size.width * FULL_REM / FULL.width if sheet.wide else None
+    return Markup(slim(drawn, described, widest))  # matplotlib escapes text: tested with hostile labels

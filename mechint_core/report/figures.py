@@ -15,6 +15,7 @@ from mechint_core.figure import Figure, declare
 from mechint_core.report.canvas import FULL, PANEL, Sheet, Size, house_style, to_png, to_svg
 from mechint_core.report.fields import Fields
 from mechint_core.report.graphs import bars, curve, histogram
+from mechint_core.report.node_links import graph
 from mechint_core.report.planes import barcode, matrix, scatter
 from mechint_core.store.record import StoredResult
 
@@ -105,4 +106,5 @@ _PAINTERS: Mapping[str, Callable[[Sheet, Fields], None]] = {
     "Scatter": scatter,
     "Histogram": histogram,
     "Barcode": barcode,
+    "Graph": graph,
 }

@@ -3,20 +3,23 @@
 import numpy as np
 from matplotlib.lines import Line2D
 
-from mechint_core.errors import ShapeError
+from mechint_core.errors import NotFoundError, ShapeError
 from mechint_core.report.axis import log_axis, name_ticks, plain_axis, room, rules, training_axis
 from mechint_core.report.canvas import INK, PALETTE, QUIET, Sheet, line_style
 from mechint_core.report.fields import Fields
 from mechint_core.report.thinning import finite, thinned
 from mechint_core.report.wording import number, shorten, spaced
 
+DOTTED = (0, (2, 2.5))
 MAX_MARKS = 120
 MAX_FLAT_BARS = 24
-"""More bars than this stand upright, and only some are named."""
+"""Of more bars than this, the largest are drawn if their labels are words; numbers in their order stand upright."""
+MAX_NUMBER_LETTERS = 4
+"""Labels no longer than this are taken for numbers."""
 
 
 def curve(sheet: Sheet, fields: Fields) -> None:
-    """Draw lines over x, with a band around the first and marks on x."""
+    """Draw lines over x, with a band around the first, the null dashed and marks on x."""
     lines = {name: fields.array(name) for name in fields.declared.get("y", ())}
     length = {len(line) for line in lines.values()}
     if len(length) != 1:
@@ -26,18 +29,22 @@ def curve(sheet: Sheet, fields: Fields) -> None:
     x = None if labelled else fields.optional("x", first)
     x = np.arange(len(first), dtype=float) if x is None else x
     sheet.label(fields.text("x_label") or spaced(fields.text("x")), fields.text("y_label"))
-    handles = [_line(sheet, x, line, index) for index, line in enumerate(lines.values())]
+    handles = {spaced(name): _line(sheet, x, line, index) for index, (name, line) in enumerate(lines.items())}
     low, high = fields.optional("low", first), fields.optional("high", first)
     if low is not None and high is not None:
         keep = thinned(len(x))
         sheet.axes.fill_between(
             finite(x)[keep], finite(low)[keep], finite(high)[keep], color=PALETTE[0], alpha=0.16, linewidth=0
         )
+    null = _null(fields, first)
+    if null is not None:
+        keep = thinned(len(x), null)
+        (handles["null"],) = sheet.axes.plot(finite(x)[keep], null[keep], color=QUIET, linestyle=DOTTED, linewidth=1.0)
     if fields.text("marks"):
         for mark in finite(fields.numbers("marks")[:MAX_MARKS]):
             sheet.axes.axvline(mark, color=QUIET, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0.5)
-    if len(lines) > 1:
-        sheet.legend(handles, [shorten(spaced(name)) for name in lines])
+    if len(handles) > 1:
+        sheet.legend(list(handles.values()), [shorten(name) for name in handles])
     _scale(sheet, fields, x, np.concatenate([np.atleast_1d(line) for line in lines.values()]))
     if labelled:
         name_ticks(sheet.axes.xaxis, fields.names("x"), 6)
@@ -52,6 +59,17 @@ def _line(sheet: Sheet, x: np.ndarray, y: np.ndarray, index: int) -> Line2D:
     marker = "o" if np.isfinite(y).sum() < 2 else ""
     (handle,) = sheet.axes.plot(finite(x)[keep], finite(y)[keep], marker=marker, color=colour, linestyle=dash)
     return handle
+
+
+def _null(fields: Fields, like: np.ndarray) -> np.ndarray | None:
+    """Return the null at each point: an array of the result, or one of its numbers; None if none is declared."""
+    name = fields.text("null")
+    if not name or name in fields.result.arrays:
+        null = fields.optional("null", like)
+        return null if null is None else finite(null)
+    if name not in fields.result.flags and name not in fields.result.estimates:
+        raise NotFoundError(f"field {name!r} is neither an array nor a number of the result.")
+    return finite(np.full(len(like), fields.scalar("null")))
 
 
 def _scale(sheet: Sheet, fields: Fields, x: np.ndarray, y: np.ndarray) -> None:
@@ -73,17 +91,22 @@ def _scale(sheet: Sheet, fields: Fields, x: np.ndarray, y: np.ndarray) -> None:
 
 def bars(sheet: Sheet, fields: Fields) -> None:
     """Draw a bar per label, lying down where labels are words; with whiskers and null levels."""
-    values = fields.numbers("values")
-    labels = fields.names("labels") or tuple(str(index) for index in range(len(values)))
-    if values.size == 0 or len(labels) != len(values):
-        raise ShapeError(f"bars must be one or more, with a label each. Got {len(values)} and {len(labels)} labels.")
-    null, low, high = (fields.optional(option, values) for option in ("null", "low", "high"))
-    flat = len(values) <= MAX_FLAT_BARS and max(len(label) for label in labels) > 4
+    every = fields.numbers("values")
+    names = fields.names("labels") or tuple(str(index) for index in range(len(every)))
+    if every.size == 0 or len(names) != len(every):
+        raise ShapeError(f"bars must be one or more, with a label each. Got {len(every)} and {len(names)} labels.")
+    flat = max(len(name) for name in names) > MAX_NUMBER_LETTERS
+    drawn = _largest(every) if flat else np.arange(len(every))
+    options = (fields.optional(option, every) for option in ("null", "low", "high"))
+    null, low, high = (None if option is None else option[drawn] for option in options)
+    values, labels = every[drawn], tuple(names[index] for index in drawn)
     if flat:
         sheet.resize(height=sheet.top + 19.0 * len(values) + (72 if low is not None or null is not None else 55))
     sheet.label(
         "" if flat else spaced(fields.text("labels")), fields.text("value_label") or spaced(fields.text("values"))
     )
+    if len(drawn) < len(every):
+        sheet.note(f"{len(drawn)} largest of {number(len(every))}")
     places = np.arange(len(values))
     (sheet.axes.barh if flat else sheet.axes.bar)(places, np.nan_to_num(finite(values)), 0.68, color=PALETTE[0])
     along, across = (sheet.axes.hlines, sheet.axes.vlines) if flat else (sheet.axes.vlines, sheet.axes.hlines)
@@ -97,6 +120,12 @@ def bars(sheet: Sheet, fields: Fields) -> None:
     if handles:
         sheet.legend(list(handles.values()), list(handles))
     _bar_axes(sheet, labels, flat=flat)
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """Return which bars to draw, in their order: the largest, whatever their sign."""
+    size = np.nan_to_num(np.abs(values), nan=-1.0)
+    return np.sort(np.argsort(-size, kind="stable")[:MAX_FLAT_BARS])
 
 
 def _bar_axes(sheet: Sheet, labels: tuple[str, ...], *, flat: bool) -> None:

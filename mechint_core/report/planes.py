@@ -10,11 +10,15 @@ from matplotlib.patches import Patch
 
 from mechint_core.errors import ShapeError
 from mechint_core.report.axis import name_ticks, plain_axis, room
-from mechint_core.report.canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, Sheet, text_width
+from mechint_core.report.canvas import DIVERGING, PALETTE, QUIET, RULE, SEQUENTIAL, Sheet, text_width
 from mechint_core.report.fields import Fields
 from mechint_core.report.thinning import finite, pooled
 from mechint_core.report.wording import number, shorten, spaced
 
+LONGEST = 16
+"""Letters of the name of a row or column."""
+MAX_ROW_HEIGHT = 44.0
+"""Few rows make a low figure."""
 MAX_POINTS = 3000
 MAX_VECTOR_POINTS = 250
 """More points than this are drawn as pixels: a circle in SVG costs 100 bytes."""
@@ -31,6 +35,8 @@ def matrix(sheet: Sheet, fields: Fields) -> None:
     worded = fields.text("y") in fields.result.labels
     bottom = rows - 0.5 if worded else -0.5
     low, high = _colour_limits(small, diverging=fields.on("diverging"))
+    foot = 14 + 0.66 * room(fields.names("x"), LONGEST) if fields.text("x") in fields.result.labels else 36.0
+    sheet.resize(min(sheet.size.height, sheet.top + 24 + MAX_ROW_HEIGHT * rows + foot))
     sheet.image = sheet.axes.imshow(
         small,
         cmap=DIVERGING if fields.on("diverging") else SEQUENTIAL,
@@ -42,48 +48,56 @@ def matrix(sheet: Sheet, fields: Fields) -> None:
         aspect="equal" if 0.5 < rows / columns < 2 else "auto",
     )
     sheet.axes.set_anchor("SW")
-    _name_cells(sheet, fields, worded=worded)
-    colour_scale(sheet, sheet.image, fields.text("value_label"))
+    taken = _name_cells(sheet, fields, foot, worded=worded)
+    colour_scale(sheet, sheet.image, fields.text("value_label"), taken)
+    if fields.on("diverging") and np.isnan(small).any():
+        _hatch(sheet)
 
 
 def _colour_limits(values: np.ndarray, *, diverging: bool) -> tuple[float, float]:
     """Return the values at both ends of the colour scale; around zero for signed values."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return (-max(-low, high), max(-low, high)) if diverging else (low, high)
+    largest = max(-low, high) or 1.0
+    return (-largest, largest) if diverging else (low, high)
 
 
-def _name_cells(sheet: Sheet, fields: Fields, *, worded: bool) -> None:
-    """Name rows and columns; column names that are words are slanted."""
+def _name_cells(sheet: Sheet, fields: Fields, foot: float, *, worded: bool) -> float:
+    """Name rows and columns; column names that are words are slanted. Return what is used of the line above."""
     sheet.axes.spines[["left", "bottom"]].set_visible(False)
     slanted = fields.text("x") in fields.result.labels
     columns, rows = fields.names("x"), fields.names("y")
     x_label = fields.text("x_label") or ("" if slanted else spaced(fields.text("x")))
-    sheet.label(x_label, fields.text("y_label") or ("" if worded else spaced(fields.text("y"))))
+    y_label = fields.text("y_label") or ("" if worded else spaced(fields.text("y")))
+    sheet.label(x_label, y_label)
     sheet.keep_line()  # for the name of the colour scale
-    longest = 16
-    name_ticks(sheet.axes.xaxis, columns, 24 if slanted else 5, longest)
-    name_ticks(sheet.axes.yaxis, rows, 24 if worded else 6, longest)
+    name_ticks(sheet.axes.xaxis, columns, 24 if slanted else 5, LONGEST)
+    name_ticks(sheet.axes.yaxis, rows, 24 if worded else 6, LONGEST)
     if slanted:
         sheet.axes.tick_params(axis="x", labelrotation=40)
         for text in sheet.axes.get_xticklabels():
             text.set(horizontalalignment="right", rotation_mode="anchor")
-    sheet.place(
-        left=room(rows if worded else (), longest),
-        right=74.0,
-        bottom=14 + 0.66 * room(columns, longest) if slanted else 36.0,
-    )
+    sheet.place(left=room(rows if worded else (), LONGEST), right=74.0, bottom=foot)
+    return text_width(y_label)
 
 
-def colour_scale(sheet: Sheet, image: Any, label: str) -> None:
-    """Draw the colour scale to the right of the axes, its name above it."""
+def _hatch(sheet: Sheet) -> None:
+    """Mark the cells without a value, which would look like zeros."""
+    sheet.axes.patch.set(hatch="////", edgecolor=RULE, linewidth=0.0)
+    box = sheet.axes.get_position()
+    x, y = box.x1 + 12 / sheet.size.width, box.y0 - 8 / sheet.size.height
+    sheet.paper.text(x, y, "hatched:\nundefined", va="top", size=9.5, color=QUIET)
+
+
+def colour_scale(sheet: Sheet, image: Any, label: str, taken: float = 0.0) -> None:
+    """Draw the colour scale to the right of the axes, its name above it; `taken` pixels of that line are not free."""
     sheet.axes.apply_aspect()
     box, width = sheet.axes.get_position(), sheet.size.width
     left = box.x1 + 14 / width
     scale = sheet.paper.colorbar(image, cax=sheet.paper.add_axes((left, box.y0, 10 / width, box.height)))
     scale.outline.set_visible(False)
-    plain_axis(scale.ax.yaxis, 4)
-    name = shorten(label, 24)
+    plain_axis(scale.ax.yaxis, 4 if box.height * sheet.size.height > 60 else 2)
+    name = shorten(label, max(12, int((width - taken - 20) / text_width("x"))))
     fits = left + text_width(name) / width < 1
     where, side = (left, "left") if fits else (1 - 4 / width, "right")
     sheet.paper.text(where, box.y1 + 6 / sheet.size.height, name, ha=side, va="bottom", color=QUIET)
@@ -123,7 +137,8 @@ def scatter(sheet: Sheet, fields: Fields) -> None:
         plain_axis(axis, 4)
     sheet.place(right=74.0 if graded else 14.0, **({} if labelled else {"bottom": 24.0}))
     if graded:
-        colour_scale(sheet, marks, fields.text("colour_label") or spaced(fields.text("colour")))
+        name = fields.text("colour_label") or spaced(fields.text("colour"))
+        colour_scale(sheet, marks, name, text_width(fields.text("y_label")))
 
 
 def _point_colours() -> ListedColormap:

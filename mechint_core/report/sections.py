@@ -2,7 +2,8 @@
 
 Results over all of training (step None) are shown whole. Results of single checkpoints are shown as curves over
 training, one panel per Estimate; their own figures only at the first checkpoint, the one where most changes and the
-last, for the site that changes most, the other sites folded away. Everything else stays in the store.
+last (a graph, which needs room, only at the last), for the site that changes most, the other sites folded away.
+Everything else stays in the store.
 """
 
 import re
@@ -13,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mechint_core.errors import MechintError
+from mechint_core.figure import Graph
 from mechint_core.report.canvas import FULL, PANEL, line_style
 from mechint_core.report.citations import Reference, cite
 from mechint_core.report.evolution import Series, render_evolution
@@ -212,8 +214,11 @@ def _step_galleries(stepped: Mapping[str, Mapping[int, StoredResult]], steps: Se
         at = {step: stepped[name][step] for step in landmarks(stepped, steps) if step in stepped[name]}
         for index, declared in enumerate(next(iter(at.values())).figures if at else ()):
             same = {f"step {number(step)}": each for step, each in at.items() if len(each.figures) > index}
+            large = declared.get("kind") == Graph.__name__
+            shown = dict(list(same.items())[-1:]) if large else same
             subject = name if len(stepped) > 1 else ""
-            yield Gallery(_title(declared), tuple(_drawings(declared, same)), subject=subject, folded=rank > 0)
+            drawings = tuple(_drawings(declared, shown, whole=large))
+            yield Gallery(_title(declared), drawings, subject=subject, folded=rank > 0)
 
 
 def _drawings(

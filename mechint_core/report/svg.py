@@ -16,14 +16,18 @@ _CUTS = (
     (re.compile(r'(<g|<text) id="[^"]*"'), r"\1"),
     (re.compile(r"; text-anchor: start|; stroke-linecap: (?:round|square|butt)|; stroke-linejoin: \w+"), ""),
     (re.compile(r"font: (\d+\.?\d*)px [^;\"]*"), r"font-size: \1px"),
+    (re.compile(r"; font-family: [^;\"]*"), ""),
     (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
     (re.compile(r"(\d+\.\d\d)\d+"), r"\1"),
     (re.compile(r"\s*\n\s*"), " "),
 )
 
 
-def slim(svg: str, described: str) -> str:
-    """Return matplotlib's SVG without what a page does not need, its ink following the page."""
+def slim(svg: str, described: str, widest: float | None = None) -> str:
+    """Return matplotlib's SVG without what a page does not need, its ink following the page.
+
+    With `widest`, in rem, it takes a row of the page for itself, up to that width.
+    """
     described = clean(described)
     opening, _, rest = _BLOCKS.sub("", svg[svg.index("<svg") :]).partition(">")
     # Ids are page-wide: a definition must never come from another figure, which may be folded away.
@@ -40,7 +44,9 @@ def slim(svg: str, described: str) -> str:
     rest = re.sub(r">\s+<", "><", _TAG.sub(slim_tag, rest)).replace("<g/>", "")  # tags only: labels stay as they are
     box = re.search(r'viewBox="[^"]*"', opening)
     label = Markup.escape(described)
+    row = "" if widest is None else f'class="wide" style="max-width: {widest:.1f}rem" '
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return (
-        f'<svg {box[0] if box else ""} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f"<svg {row}{box[0] if box else ''} {names} "
         f'font-family="system-ui, sans-serif" stroke-linejoin="round" role="img" aria-label="{label}">{rest.strip()}'
     )

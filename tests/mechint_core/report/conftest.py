@@ -6,11 +6,16 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from mechint_core.figure import Barcode, Bars, Curve, Histogram, Matrix, Scatter, declare
+from mechint_core.figure import Barcode, Bars, Curve, Graph, Histogram, Matrix, Scatter, declare
 from mechint_core.result import Estimate
 from mechint_core.store.record import About, ResultKey, StoredResult
 
-LABELS = {"site": ("embed", "blocks.0.mlp", "unembed"), "phase": ("memorisation",) * 15 + ("cleanup",) * 15}
+LABELS = {
+    "site": ("embed", "blocks.0.mlp", "unembed"),
+    "phase": ("memorisation",) * 15 + ("cleanup",) * 15,
+    "sender": ("input", "input", "layers.0.attention.1", "layers.0.attention.1"),
+    "receiver": ("layers.0.attention.1:value", "output", "layers.0.mlp", "output"),
+}
 FIGURES: Final = (
     Curve(y=("drift", "loss"), x="step", low="low", high="high", marks="marks", log_x=True, title="Drift"),
     Matrix(values="cka", x="step", y="step", value_label="CKA", title="Similarity"),
@@ -20,6 +25,7 @@ FIGURES: Final = (
     Scatter(points="points", colour="phase", title="Path"),
     Histogram(values="dimension", title="Dimension", log_x=True),
     Barcode(bars="bars", dimension="homology", band="band", title="Barcode"),
+    Graph(sender="sender", receiver="receiver", score="score", kept="kept", title="Circuit"),
 )
 
 
@@ -44,6 +50,8 @@ def example_arrays() -> dict[str, np.ndarray]:
         "dimension": np.r_[np.linspace(1, 2, 60), np.nan, -1.0],
         "bars": np.array([[0, 0.2], [0, np.inf], [0.3, 1.9], [0.4, 0.5]]),
         "homology": np.array([0, 0, 1, 1]),
+        "score": np.array([0.8, -0.1, 0.02, 0.5]),
+        "kept": np.array([True, True, False, True]),
     }
 
 

@@ -38,7 +38,7 @@ def texts(svg: str) -> list[str]:
 # Known answer
 
 
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(9))
 def test_draw__every_declared_kind_becomes_a_png_and_well_formed_svg(
     stored: Stored, every_figure: tuple[dict[str, Any], ...], index: int
 ):
@@ -59,6 +59,10 @@ def test_render_svg__draws_a_line_through_the_points_given():
     assert np.allclose(height, [0, 1, 0.5], atol=1e-3)  # coordinates are rounded to 0.01 pixel of some 200
 
 
+def test_render_svg__writes_in_the_font_of_the_page(stored: Stored):
+    assert "DejaVu" not in render_svg(stored().figures[0], stored())
+
+
 def test_render_svg__marks_step_zero_on_a_logarithmic_axis():
     steps = np.array([0, 1, 10, 100, 1000])
     shown = texts(render_svg(Curve(y=("y",), x="s", log_x=True, title=""), of_arrays(s=steps, y=steps * 1.0)))
@@ -74,6 +78,57 @@ def test_render_svg__keeps_the_longest_bars_of_a_barcode_and_says_so():
     bars = np.c_[np.zeros(500), np.linspace(0.1, 5, 500)]
     svg = render_svg(Barcode(bars="b", dimension="d", title=""), of_arrays(b=bars, d=np.ones(500)))
     assert "H1 (50 longest of 500)" in texts(svg)
+
+
+def test_render_svg__draws_the_largest_of_many_bars_in_their_order_and_says_so():
+    values = np.where(np.arange(150) % 10 == 0, -5.0, 0.1)
+    labels = tuple(f"head {index}" for index in range(150))
+    shown = texts(render_svg(Bars(values="v", labels="head", title=""), of_arrays({"head": labels}, v=values)))
+    assert "24 largest of 150" in shown
+    assert [text for text in shown if text.startswith("head")] == [
+        f"head {i}" for i in range(150) if i % 10 == 0 or i < 10
+    ]
+
+
+def test_render_svg__draws_bars_of_numbers_upright_and_all():
+    frequencies = tuple(str(index) for index in range(150))
+    result = of_arrays({"frequency": frequencies}, v=np.ones(150))
+    assert not [
+        text for text in texts(render_svg(Bars(values="v", labels="frequency", title=""), result)) if " of " in text
+    ]
+
+
+@pytest.mark.parametrize("null", ["none", "untrained"])
+def test_render_svg__draws_the_null_of_a_dose_response_dashed(null: str):
+    dose = np.linspace(-2, 2, 5)
+    result = of_arrays(dose=dose, effect=3 * dose, low=3 * dose - 1, high=3 * dose + 1, untrained=np.zeros(5))
+    result = replace(result, flags={"none": 0.0})
+    svg = render_svg(Curve(y=("effect",), x="dose", low="low", high="high", null=null, title=""), result)
+    assert {"effect", "null"} <= set(texts(svg))
+    assert "stroke-dasharray" in svg
+    assert "fill-opacity: 0.16" in svg
+
+
+def test_render_svg__tells_an_undefined_cell_of_a_signed_map_from_zero():
+    labels = {"layer": ("layer 0", "layer 1"), "head": ("head 0", "head 1")}
+    figure = Matrix(values="m", x="head", y="layer", diverging=True, title="")
+    hole = of_arrays(labels, m=np.array([[0.0, np.nan], [1.0, -0.5]]))
+    assert "undefined" in " ".join(texts(render_svg(figure, hole)))
+    assert "undefined" not in " ".join(texts(render_svg(figure, of_arrays(labels, m=np.eye(2)))))
+
+
+def test_render_svg__centres_a_signed_map_of_zeros_at_zero():
+    shown = texts(render_svg(Matrix(values="m", diverging=True, title=""), of_arrays(m=np.zeros((1, 4)))))
+    assert {"−1", "0", "1"} <= set(shown)
+
+
+def test_render_svg__a_map_of_one_row_is_low():
+    low, high = (render_svg(Matrix(values="m", title=""), of_arrays(m=np.ones((rows, 4)))) for rows in (1, 12))
+    assert _height(low) < 0.5 * _height(high)
+
+
+def _height(svg: str) -> float:
+    return float(ElementTree.fromstring(svg).attrib["viewBox"].split()[3])
 
 
 def test_render_row__gives_neighbours_the_same_axis():
@@ -178,6 +233,8 @@ def test_render_svg__keeps_numbers_inside_labels_as_they_are():
         (Scatter(points="points", colour="recovery", title=""), ShapeError, "one number per point"),
         (Scatter(points="points", colour="site", title=""), ShapeError, "one label per point"),
         (Barcode(bars="points", dimension="homology", title=""), ShapeError, "birth, death"),
+        (Curve(y=("drift",), null="nothing_here", title=""), NotFoundError, "neither an array nor a number"),
+        (Curve(y=("drift",), null="recovery", title=""), ShapeError, "must have length 30"),
         (Histogram(values="nothing_here", title=""), NotFoundError, "'nothing_here' is not among the arrays"),
     ],
 )

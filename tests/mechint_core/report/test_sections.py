@@ -35,8 +35,16 @@ def test_build_sections__draws_three_checkpoints_of_one_site_and_folds_the_other
 
 def test_build_sections__shows_results_over_training_whole(stored: Stored, every_figure: tuple[dict[str, Any], ...]):
     (section,) = build_sections([stored(step=None, figures=every_figure)])
-    assert len(section.galleries[0].drawings) == 8
+    assert len(section.galleries[0].drawings) == len(every_figure)
     assert section.evolution == section.history == ()
+
+
+def test_build_sections__draws_a_graph_at_the_last_checkpoint_only(
+    stored: Stored, every_figure: tuple[dict[str, Any], ...]
+):
+    (section,) = build_sections([stored(step=step, figures=every_figure[-1:]) for step in range(6)])
+    assert [drawing.caption for gallery in section.galleries for drawing in gallery.drawings] == ["step 5"]
+    assert len(section.evolution) == 2  # its estimates are followed through training all the same
 
 
 def test_build_sections__one_checkpoint_has_no_curves(stored: Stored):
