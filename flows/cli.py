@@ -109,6 +109,22 @@ def dictionaries(config: Path) -> None:
 
 @mechint.command()
 @CONFIG
+def circuits(config: Path) -> None:
+    """Find the circuits of a configuration's behaviours, verify them on held-out prompts, write the report."""
+    with services():
+        from flows.find_circuit import find_circuit
+
+        found = find_circuit(config)
+    for (name, step), path in found.files.items():
+        circuit = found.circuits[name, step]
+        out.print(f"[bold]{escape(name)}[/] at step {step}: {circuit.size} edges  {path}", highlight=False)
+        if (name, step) in found.readings:
+            out.print(f"  {escape(found.readings[name, step])}", highlight=False)
+    out.print(f"report  {found.report}", highlight=False, soft_wrap=True)
+
+
+@mechint.command()
+@CONFIG
 @click.option("--every", default=10.0, show_default=True, help="Seconds between looks at the folder.")
 @click.option("--until", type=int, help="End after the checkpoint of this step.")
 def watch(config: Path, every: float, until: int | None) -> None:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,6 +21,9 @@ from tasks.catalogue import TECHNIQUES
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Steps = list[int | Literal["first", "last"]]
+
+
+AnySection = TypeVar("AnySection", bound="Section")
 
 
 class Section(BaseModel):
@@ -168,6 +171,75 @@ class DictionarySection(Section):
         return from_json(SparseAutoencoderConfig, {**self.config, **values})
 
 
+class CorruptionSection(Section):
+    """How corrupted inputs are made, where the data has none: from another sample with another answer."""
+
+    positions: list[int] = []
+    """Take only these positions of the other sample; all of it, if left out."""
+    n_pairs: Annotated[int, Field(ge=8)] = 512
+    """At most so many pairs are made."""
+    seed: int = 0
+    """Chooses the samples."""
+
+
+class CircuitSection(Section):
+    """A behaviour, and how to look for the circuit that implements it."""
+
+    name: Name
+    clean: str = ""
+    """`dataset.field`: prompts that have the right answer; or a data set's inputs, with `corruption`."""
+    corrupted: str = ""
+    """`dataset.field`: the same with what matters changed, row by row."""
+    corruption: CorruptionSection | None = None
+    """Make the corrupted prompts instead."""
+    target: str = ""
+    """`dataset.field`: the class that answers the clean prompt."""
+    corrupted_target: str = ""
+    """`dataset.field`: the class that answers the corrupted prompt. Made with the corrupted prompts, where possible."""
+    method: Literal["edge_attribution", "edge_patching", "acdc"] = "edge_attribution"
+    """How edges are found; what was found is verified exactly, whatever the method."""
+    circuit: Path | None = None
+    """A saved circuit to verify, in place of finding one."""
+    granularity: Literal["block", "head", "qkv"] = "head"
+    """Nodes: attention layers and MLPs; heads and MLPs; the query, key and value inputs of heads apart."""
+    metric: str = "logit_difference"
+    """How an answer is scored: see docs/how-to/find-a-circuit.md."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the pairs that no discovery sees, on which the circuit is judged."""
+    seed: int = 0
+    """Chooses the pairs that are held out."""
+    scan: bool = True
+    """Patch and attribute components first: where is the answer made?"""
+    steps: Steps | None = None
+    """Checkpoints: the last, if left out. With several, the last one's circuit is judged at all of them: when did it
+    form?"""
+    options: dict[str, dict[str, Any]] = {}
+    """Technique: its own options."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.clean or bool(self.corrupted) == (self.corruption is not None):
+            raise ValueError("must have `clean`, and either `corrupted` or `corruption`")
+        if self.circuit and (self.at_steps != ["last"] and len(self.at_steps or []) != 1):
+            raise ValueError("a saved `circuit` is verified at one step")
+        for technique, options in self.options.items():
+            if technique not in TECHNIQUES:
+                raise ValueError(f"options: {technique!r} is not a technique{_nearest(technique, TECHNIQUES)}")
+            _check_options(technique, TECHNIQUES[technique].config, options)
+        return self
+
+    @property
+    def at_steps(self) -> Steps | None:
+        """The checkpoints meant."""
+        return self.steps if self.steps is not None else ["last"]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What the pairs are made of: role -> `dataset.field`."""
+        roles = ("clean", "corrupted", "target", "corrupted_target")
+        return {role: getattr(self, role) for role in roles if getattr(self, role)}
+
+
 class NamesSection(Section):
     """Words for numbers on the pages of dictionaries: functions that return a sequence of texts."""
 
@@ -192,6 +264,7 @@ class RunSection(Section):
     collect: CollectSection
     analyses: list[AnalysisSection] = []
     dictionaries: list[DictionarySection] = []
+    circuits: list[CircuitSection] = []
     names: NamesSection = NamesSection()
     findings: Factory | None = None
     """`package.module:function` that opens the report with its own conclusions: StoredResults in, Findings out."""
@@ -217,6 +290,10 @@ class RunSection(Section):
         for index, section in enumerate(self.dictionaries):
             if section.mask and section.mask.partition(".")[0] not in self.datasets:
                 found.append(f"dictionaries.{index}.mask: {section.mask!r} must be `dataset.field`")
+        for index, circuit in enumerate(self.circuits):
+            found += self._circuit_problems(f"circuits.{index}", circuit)
+        names = [each.name for each in self.circuits]
+        found += [f"circuits: {name!r} is there twice" for name in set(names) if names.count(name) > 1]
         seen: set[tuple[str, str | None, str]] = set()
         for index, analysis in enumerate(self.analyses):
             same = (analysis.technique, analysis.name, str(sorted(analysis.sites)))
@@ -224,6 +301,17 @@ class RunSection(Section):
                 found.append(f"analyses.{index}: {analysis.technique} on these sites is there twice; give one a `name`")
             seen.add(same)
         return found
+
+    def _circuit_problems(self, place: str, circuit: CircuitSection) -> list[str]:
+        problems = [
+            f"{place}.{role}: {source!r} must be `dataset.field`; the datasets are {', '.join(self.datasets)}"
+            for role, source in circuit.sources.items()
+            if source.partition(".")[0] not in self.datasets
+        ]
+        datasets = {source.partition(".")[0] for source in circuit.sources.values()}
+        if len(datasets) > 1:
+            problems.append(f"{place}: clean, corrupted and targets must be of one data set, not {', '.join(datasets)}")
+        return problems
 
 
 def configuration(given: RunSection | Path | str) -> RunSection:
@@ -260,8 +348,12 @@ def parse_configuration(content: Any, *, source: str, folder: Path) -> RunSectio
             f"{source} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
             + "\n".join(f"  - {p}" for p in problems)
         ) from None
-    checkpoints = folder / config.checkpoints if config.checkpoints else None
-    return config.model_copy(update={"checkpoints": checkpoints, "datasets": _located(config, folder)})
+    located = {
+        "checkpoints": folder / config.checkpoints if config.checkpoints else None,
+        "datasets": {name: _beside(each, "path", folder) for name, each in config.datasets.items()},
+        "circuits": [_beside(each, "circuit", folder) for each in config.circuits],
+    }
+    return config.model_copy(update=located)
 
 
 def _check_options(name: str, config: type[Any], given: Mapping[str, Any]) -> None:
@@ -275,11 +367,10 @@ def _check_options(name: str, config: type[Any], given: Mapping[str, Any]) -> No
         raise ValueError(f"{name}: {problem}") from problem
 
 
-def _located(config: RunSection, folder: Path) -> dict[str, DatasetSection]:
-    return {
-        name: each.model_copy(update={"path": folder / each.path}) if each.path else each
-        for name, each in config.datasets.items()
-    }
+def _beside(section: AnySection, field: str, folder: Path) -> AnySection:
+    """Return the section with its path relative to the configuration's folder."""
+    path = getattr(section, field)
+    return section.model_copy(update={field: folder / path}) if path else section
 
 
 def _in_words(error: Any) -> str:

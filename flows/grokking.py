@@ -19,6 +19,7 @@ from mechint_core.store import StoredResult
 from mechint_core.synthetic.modular_addition import ModularAdditionConfig, train
 from tasks.settings import settings
 
+HALF = 0.5
 CONFIGURATION = Path(__file__).with_suffix(".yaml")
 
 
@@ -77,7 +78,7 @@ def findings(results: Sequence[StoredResult]) -> list[Finding]:
     """Say what was found, and how sure it is; a conclusion whose results are missing is left out."""
     by_name = _ByName(results)
     made = (_order(by_name), _hidden_progress(by_name), _frequencies(by_name), _circle(by_name))
-    more = (_features(by_name), _drift(by_name), _flow_of_the_answer(by_name))
+    more = (_features(by_name), _drift(by_name), _flow_of_the_answer(by_name), _circuit(by_name), _carriers(by_name))
     return [each for each in (*made, *more) if each is not None]
 
 
@@ -222,3 +223,44 @@ def _flow_of_the_answer(results: _ByName) -> Finding | None:
         return None
     last = patched[-1]
     return Finding("Where the answer flows", last.reading, last.estimates["strongest"], "patch_sites")
+
+
+def _circuit(results: _ByName) -> Finding | None:
+    """Say what the circuit does alone, and when it began to."""
+    own = results.through_training("circuit_faithfulness", "addition")
+    shown = results.first_step("test_accuracy", lambda x: x >= 0.9)
+    if not own or shown is None:
+        return None
+    last = own[-1]
+    earlier = results.through_training("circuit_faithfulness", f"addition of step {last.key.step}")
+    judged = [*earlier, last]
+    formed = [each.key.step for each in judged if each.estimates["faithfulness"].low > HALF]
+    when = (
+        f"Alone it does more than half of the work from step {formed[0]} on (of {len(judged)} checkpoints looked at); "
+        f"test accuracy passes 90 % at step {shown}."
+        if formed
+        else "At no checkpoint looked at does it do half of the work alone."
+    )
+    return Finding(
+        "A circuit that suffices", f"{last.reading} {when}", last.estimates["faithfulness"], last.key.technique
+    )
+
+
+def _carriers(results: _ByName) -> Finding | None:
+    """Say how many heads and hidden units carry the answer, and since when."""
+    heads = results.through_training("patch_sites", "addition heads")
+    units = results.through_training("patch_sites", "units.model")
+    if not heads or not units:
+        return None
+    sentence = " ".join(_began(name, found) for name, found in (("attention heads", heads), ("hidden units", units)))
+    return Finding("Heads and units that carry it", sentence, heads[-1].estimates["strongest"], "patch_sites")
+
+
+def _began(name: str, found: Sequence[StoredResult]) -> str:
+    counts = {each.key.step: int(each.flags["n_carrying"]) for each in found}
+    began = next((step for step, n_carrying in counts.items() if n_carrying), None)
+    n_parts = len(found[-1].labels["part"])
+    if began is None:
+        return f"No one of the {n_parts} {name} carries the answer by itself."
+    at_end = counts[found[-1].key.step]
+    return f"{at_end} of {n_parts} {name} carry the answer by themselves at the end; the first does at step {began}."

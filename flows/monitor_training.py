@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
 from flows.dictionaries import check_dictionaries
+from flows.find_circuit import find_and_verify, save_circuits
 from flows.pending import AnalysisError, run_pending
 from flows.plan import Plan, make_plan
 from flows.report import compose_report, report_path
@@ -48,8 +49,9 @@ def monitor_training(config: RunSection | Path) -> Monitored:
     n_collected = record(plan)
     failures: list[str] = []
     n_analysed = analyse(plan, failures)
-    published = publish(plan.store, plan.config.run, _parameters(plan), _digests(plan), str(flow_run.get_id() or ""))
+    published = publish(plan.store, plan.config.run, _parameters(plan), plan.digests(), str(flow_run.get_id() or ""))
     publish_link("mlflow-run", published.url, "this analysis in MLflow (mechint ui)")
+    save_circuits(plan, published.run_id)
     report = report_path(plan)
     if n_collected or n_analysed or not report.exists():
         compose_report(plan, published, started=started)
@@ -64,6 +66,7 @@ def analyse(plan: Plan, failures: list[str]) -> int:
     n_done = run_pending("checkpoints", by_checkpoint, failures)
     n_done += run_pending("training", plan.over_sites(), failures)
     n_done += train_and_examine(plan, failures)
+    n_done += find_and_verify(plan, failures)
     if not failures:
         n_done += run_pending("phases", plan.over_measures(), failures)
     return n_done
@@ -78,7 +81,3 @@ def _parameters(plan: Plan) -> dict[str, str]:
         "n_samples": str(plan.n_samples),
         "techniques": ", ".join(plan.outline()),
     }
-
-
-def _digests(plan: Plan) -> dict[str, str]:
-    return {f"{name}.{field}": each.digest for name, fields in plan.fields.items() for field, each in fields.items()}

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.behaviours import prompt_sets
 from flows.configuration import AnalysisSection, RunSection, Steps
 from flows.datasets import commit_dataset, load_dataset
 from mechint_core.errors import ConfigurationError, NotFoundError
@@ -31,7 +32,7 @@ from mechint_core.models import (
     match_sites,
     record_activations,
 )
-from mechint_core.store import ActivationStore, ResultKey
+from mechint_core.store import ActivationStore, ResultKey, StoredResult
 from tasks._technique import Parameter
 from tasks.collection import CollectionWork
 from tasks.references import ArrayReference, ArraySequence, Input, Literals, ModelReference, Work
@@ -56,6 +57,8 @@ class Plan:
     checkpoints: tuple[Checkpoint, ...]
     fields: Mapping[str, Mapping[str, ArrayReference]]
     """Data set -> field -> its committed array."""
+    behaviours: Mapping[str, Mapping[str, ArrayReference]]
+    """Prompt pairs of each circuit, "RUN.NAME.discovery" and "RUN.NAME.held-out": clean, corrupted and targets."""
     sites: Mapping[str, tuple[int, ...]]
     """Recorded site -> shape of one sample's activation."""
     n_samples: int
@@ -81,6 +84,15 @@ class Plan:
             digest=checkpoint.digest,
             device=self.config.collect.device,
         )
+
+    def result(self, work: Work) -> StoredResult:
+        """Read the stored answer to some work."""
+        return ActivationStore(self.store).result(work.key)
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of every array of every data set, prompt pairs included."""
+        datasets = {**self.fields, **self.behaviours}
+        return {f"{name}.{field}": each.digest for name, fields in datasets.items() for field, each in fields.items()}
 
     def collection(self) -> list[CollectionWork]:
         """List the collection of every checkpoint, done or not."""
@@ -156,6 +168,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
     store = ActivationStore(store_location)
     arrays = {name: load_dataset(name, section) for name, section in config.datasets.items()}
     fields = {name: commit_dataset(store, name, each) for name, each in arrays.items()}
+    behaviours = {name: commit_dataset(store, name, pairs) for name, pairs in _behaviours(config, arrays)}
     problems = list(_field_problems(config, fields))
     if problems:
         raise ConfigurationError("the configuration has problems:\n" + "\n".join(f"  - {each}" for each in problems))
@@ -165,6 +178,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
         store=store_location,
         checkpoints=checkpoints,
         fields=fields,
+        behaviours=behaviours,
         sites=_site_shapes(config, checkpoints[0], sample),
         n_samples=len(next(iter(sample.values()))),
     )
@@ -177,6 +191,15 @@ def _checkpoints(config: RunSection) -> tuple[Checkpoint, ...]:
         return (Checkpoint(0, None, ""),)
     found = list_checkpoints(config.checkpoints)
     return tuple(Checkpoint(each.step, each.path, checkpoint_digest(each.path)) for each in found)
+
+
+def _behaviours(
+    config: RunSection, arrays: Mapping[str, Mapping[str, np.ndarray]]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    for section in config.circuits:
+        dataset = section.clean.partition(".")[0]
+        for part, pairs in zip(("discovery", "held-out"), prompt_sets(section, arrays[dataset]), strict=True):
+            yield f"{config.run}.{section.name}.{part}", pairs
 
 
 def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayReference]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from flows.circuits import count_circuits
 from flows.dictionaries import ALWAYS
 from flows.plan import Plan
 from mechint_core.models import load_factory
@@ -68,7 +69,13 @@ def report_path(plan: Plan) -> Path:
 def stored_results(plan: Plan) -> list[StoredResult]:
     """Return the run's results in the order in which the configuration asks for them."""
     store = ActivationStore(plan.store)
-    asked = (*plan.outline(), TRAINING, *ALWAYS, *(each.technique for each in plan.config.analyses))
+    asked = (
+        *plan.outline(),
+        *count_circuits(plan),
+        TRAINING,
+        *ALWAYS,
+        *(each.technique for each in plan.config.analyses),
+    )
     order = {name: place for place, name in enumerate(dict.fromkeys(asked))}
     keys = sorted(
         store.results(run=plan.config.run),

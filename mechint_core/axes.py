@@ -16,6 +16,7 @@ AXES: Final[dict[str, str]] = {
     "latent": "one dictionary feature",
     "dictionary": "one trained dictionary",
     "other_dictionary": "the dictionary a dictionary is compared with",
+    "component": "one direction of a system that is matched with one of another, the strongest first",
     "example": "one of the few shown of many, the strongest first",
     "neighbour": "one of the latents most like a latent, the nearest first",
     "feature": "one planted (true) feature",

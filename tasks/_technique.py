@@ -6,7 +6,8 @@ The annotations of the function's data parameters say what it is given:
     Float[Rows, "sample unit"]                the stored array, which it reads block by block
     Sequence[Float[Rows, "sample unit"]]      one of these per checkpoint
     torch.nn.Module                           the model with the checkpoint's parameters
-    SparseDictionary                          a dictionary trained on a site
+    SparseDictionary, or Codes                a dictionary trained on a site
+    Circuit, or Sequence[Circuit]             a circuit that was found, or one per checkpoint
 
 An answer that the store already holds, made by this version from the same content with the same config, is not
 made again: the key of Prefect's cache is `Work.cache_key`, and the task body asks the store as well, so that a
@@ -28,16 +29,21 @@ from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
 
 import mechint_core
+from mechint_core.circuits import Circuit
 from mechint_core.errors import MechintError
 from mechint_core.features import SparseDictionary
 from mechint_core.models import load_model
 from mechint_core.parallel import Rows, compute
+from mechint_core.patching import Codes
 from mechint_core.result import Result
 from mechint_core.store import About, ActivationStore
 from tasks.provenance import git_commit
 from tasks.references import (
     ArrayReference,
     ArraySequence,
+    CircuitFile,
+    CircuitReference,
+    CircuitSequence,
     DictionaryReference,
     Done,
     Input,
@@ -47,7 +53,7 @@ from tasks.references import (
 )
 from tasks.settings import settings
 
-Shape = Literal["array", "rows", "sequence", "model", "dictionary"]
+Shape = Literal["array", "rows", "sequence", "model", "dictionary", "circuit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +178,8 @@ def _parameters(function: Callable[..., Result]) -> tuple[Parameter, ...]:
 
 def _dictionary(hint: Any) -> type[SparseDictionary] | None:
     hint = _given(hint)
+    if hint is Codes:  # what a family that knows no dictionaries asks of one
+        return SparseDictionary
     return hint if inspect.isclass(hint) and issubclass(hint, SparseDictionary) else None
 
 
@@ -191,6 +199,8 @@ def _shape(hint: Any) -> Shape:
         return "rows"
     if _dictionary(hint) is not None:
         return "dictionary"
+    if held is Circuit:
+        return "circuit"
     return "array" if held is np.ndarray else "model"
 
 
@@ -211,7 +221,9 @@ def _value(given: Input, parameter: Parameter) -> Any:
             return [each.open() for each in given.arrays]
         case Literals():
             return np.asarray(given.values)
-        case DictionaryReference():
+        case CircuitSequence():
+            return [each.open() for each in given.circuits]
+        case DictionaryReference() | CircuitReference() | CircuitFile():
             return given.open()
         case ModelReference():
             return load_model(given.factory, given.arguments, given.checkpoint or None, device=given.device)

@@ -1,11 +1,17 @@
 """Every technique, listed by hand: to add one, add one line."""
 
-from tasks import alignment, features, fractals, geometry, interventions, meta_dynamics
+from tasks import alignment, circuits, features, fractals, geometry, interventions, meta_dynamics
 
 CATALOGUE = (
     alignment.cka,
     alignment.rdm,
     alignment.rsa,
+    circuits.acdc,
+    circuits.circuit_faithfulness,
+    circuits.circuit_stability,
+    circuits.compare_circuits,
+    circuits.edge_attribution,
+    circuits.edge_patching,
     features.build_concept_dictionary,
     features.concept_tree,
     features.deeplift,
@@ -26,7 +32,18 @@ CATALOGUE = (
     fractals.detrended_fluctuation_analysis,
     fractals.higuchi_fractal_dimension,
     geometry.persistent_homology,
+    interventions.ablate_sites,
+    interventions.attribution_patching,
+    interventions.causal_graph,
+    interventions.counterfactual,
+    interventions.feature_effects,
+    interventions.mediation,
+    interventions.method_agreement,
+    interventions.minimal_circuit,
     interventions.patch_sites,
+    interventions.path_patch,
+    interventions.self_repair,
+    interventions.steer,
     meta_dynamics.fourier_components,
     meta_dynamics.phases,
     meta_dynamics.progress_measures,

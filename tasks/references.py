@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from mechint_core.circuits import Circuit
+from mechint_core.errors import ConfigurationError
 from mechint_core.features import SparseDictionary, load_dictionary
 from mechint_core.kernels.row_views import KeptVectors
 from mechint_core.parallel import Rows
@@ -137,6 +139,58 @@ class DecoderReference(Reference):
         return self.dictionary.open().W_dec.detach().numpy()
 
 
+class CircuitReference(Reference):
+    """A circuit that a stored result found."""
+
+    kind: Literal["circuit"] = "circuit"
+    store: str
+    run: str
+    technique: str
+    name: str
+    step: int | None
+    digest: str
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return self.digest
+
+    def open(self) -> Circuit:
+        """Return the circuit."""
+        key = ResultKey(run=self.run, technique=self.technique, name=self.name, step=self.step)
+        found = ActivationStore(self.store).result(key)
+        return Circuit.from_fields({**found.arrays, **found.labels}, config=found.config, method=self.technique)
+
+
+class CircuitFile(Reference):
+    """A circuit saved in a file."""
+
+    kind: Literal["circuit file"] = "circuit file"
+    path: str
+    digest: str
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return self.digest
+
+    def open(self) -> Circuit:
+        """Return the circuit."""
+        return Circuit.load(self.path)
+
+
+class CircuitSequence(Reference):
+    """Circuits to compare, in order."""
+
+    kind: Literal["circuits"] = "circuits"
+    circuits: list[CircuitReference | CircuitFile]
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return digest_of([each.identity for each in self.circuits])
+
+
 class Literals(Reference):
     """Numbers small enough to be named by themselves: steps, a table of measures."""
 
@@ -161,7 +215,16 @@ class ArraySequence(Reference):
         return digest_of([array.identity for array in self.arrays])
 
 
-Input = ArrayReference | ModelReference | DictionaryReference | Literals | ArraySequence
+Input = (
+    ArrayReference
+    | ModelReference
+    | DictionaryReference
+    | CircuitReference
+    | CircuitFile
+    | Literals
+    | ArraySequence
+    | CircuitSequence
+)
 
 
 class Work(Reference):
@@ -212,6 +275,20 @@ class Done(Reference):
     def key(self) -> ResultKey:
         """Where the answer lies."""
         return ResultKey(run=self.run, technique=self.technique, name=self.name, step=self.step)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as problem:
+        raise ConfigurationError(f"the file {path} cannot be read: {problem.strerror}.") from problem
 
 
 def digest_of(value: Any) -> str:

@@ -5,14 +5,22 @@
 The interactive counterpart of `patch_sites`, on the same engine, for any loss and any input layout: three forwards
 in eval mode (a loss under dropout is a loss of noise), the clean activation written into the corrupted run.
 
+A loss of one's own has an interval if it can be taken apart by sample: if its values on single samples have the mean,
+or the sum, that it gives for all of them, on the clean and on the corrupted outputs. That is tried, not assumed.
+
 Source: [@zhang2024].
-Cost: three forwards per component with a loss of one's own; with the default loss, all components packed together.
+Cost: one pass per component, all of them packed together; three forwards per component with a loss that cannot be
+taken apart.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Final, NotRequired, TypedDict
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechint_core.errors import ShapeError
@@ -25,6 +33,7 @@ from mechint_core.models import (
     patched,
     samples_first,
     to_model,
+    with_activation,
 )
 from mechint_core.patching import (
     ROUNDING,
@@ -33,7 +42,10 @@ from mechint_core.patching import (
     PairScores,
     PromptPairs,
     Slice,
+    Write,
+    attention_heads,
     recovery_of,
+    run_experiments,
     usable_sites,
 )
 from mechint_core.result import NAN
@@ -53,7 +65,7 @@ class PatchOutcome(TypedDict):
     recovery_score: float
     """1: the whole difference comes back; 0: nothing. Not clipped. NaN if clean and corrupted losses are the same."""
     recovery_low: NotRequired[float]
-    """95 % interval over samples, in `run_full_analysis`; NaN for one sample, or a loss of one's own."""
+    """95 % interval over samples, in `run_full_analysis`; NaN for one sample, or a loss that mixes samples."""
     recovery_high: NotRequired[float]
 
 
@@ -65,15 +77,20 @@ class ActivationPatcher:
     model
         Any module. It runs in eval mode during an experiment, and is left as it was.
     layer_name
-        The component that `patch` patches: a module name, or a glob whose matches are patched together.
+        The component that `patch` patches: a module name, a glob whose matches are patched together, or an attention
+        head, `layers.0.attention.1`.
     sample_axis
         The axis of the inputs that holds samples. None: 1 if the model holds a PyTorch layer with
         `batch_first=False` and the input has three axes, else 0.
+    n_heads
+        Heads of each attention, where the model does not say.
 
     Raises
     ------
     NotFoundError
-        If the model has no such module; when patching, if it does not run.
+        If the model has no such module or head; when patching, if it does not run.
+    ConfigurationError
+        If an attention module does not say how many heads it has.
 
     Examples
     --------
@@ -85,11 +102,19 @@ class ActivationPatcher:
     0.9375
     """
 
-    def __init__(self, model: nn.Module, layer_name: str, *, sample_axis: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, layer_name: str, *, sample_axis: int | None = None, n_heads: int | None = None
+    ) -> None:
         self.model = model
         self.layer_name = layer_name
         self.sample_axis = sample_axis
-        match_sites(model, [layer_name])  # an unknown name fails here, not at the first patch
+        self.heads = {
+            each.label(head): (each, head)
+            for each in attention_heads(model, n_heads=n_heads)
+            for head in range(each.n_heads)
+        }
+        if layer_name not in self.heads:
+            match_sites(model, [layer_name])  # an unknown name fails here, not at the first patch
 
     def patch(self, clean_input: Tensor, corrupted_input: Tensor, loss_fn: Loss | None = None) -> PatchOutcome:
         """Return the losses of the clean, the corrupted and the patched run, and the recovery score.
@@ -113,7 +138,11 @@ class ActivationPatcher:
         """
         clean, corrupted = self._inputs(clean_input, corrupted_input)
         with inference(self.model):
-            return self._outcome(clean, corrupted, match_sites(self.model, [self.layer_name]), loss_fn)
+            if self.layer_name in self.heads:
+                places = [(self.heads[self.layer_name][0].site, self._units(self.layer_name))]
+            else:
+                places = [(site, None) for site in match_sites(self.model, [self.layer_name])]
+            return self._outcome(clean, corrupted, places, loss_fn)
 
     def run_full_analysis(
         self,
@@ -125,12 +154,14 @@ class ActivationPatcher:
     ) -> dict[str, PatchOutcome]:
         """Patch every component of the model in turn; return the outcomes by name, the largest recovery first.
 
+        Components are modules, and the heads of attention modules: `layers.0.attention.1` is head 1.
+
         Parameters
         ----------
         clean_input, corrupted_input, loss_fn
-            As for `patch`. Only the default loss can be taken apart by sample, so only it gives an interval.
+            As for `patch`. There is an interval if the loss can be taken apart by sample, as the default one can.
         components
-            Globs over module names. Modules that do not run, or not once per forward, are left out.
+            Globs over names of modules and heads. Modules that do not run, or not once per forward, are left out.
 
         Raises
         ------
@@ -140,32 +171,82 @@ class ActivationPatcher:
             If `components` match nothing that can be patched.
         """
         clean, corrupted = self._inputs(clean_input, corrupted_input)
-        axis = self._sample_axis(clean)
         with inference(self.model):
-            usable = usable_sites(self.model, clean, components, sample_axis=axis, position=None)
-            if loss_fn is None:
-                runs = PairRuns(
-                    model=self.model,
-                    config=PairedConfig(metric="distance", sample_axis=axis),
-                    sites=usable.sites,
-                    bytes_per_row=usable.bytes_per_row,
-                )
-                pairs = PromptPairs(*(samples_first(each, axis).cpu().numpy() for each in (clean, corrupted)))
-                scores = runs.score_parts(pairs, [(site, Slice()) for site in usable.sites])
-                outcomes = dict(zip(usable.sites, _outcomes(scores), strict=True))
+            parts, bytes_per_row = self._parts(clean, components)
+            scores = self._scores(clean, corrupted, list(parts.values()), bytes_per_row, loss_fn)
+            if scores is not None:
+                outcomes = dict(zip(parts, _outcomes(scores), strict=True))
             else:
-                outcomes = {site: self._outcome(clean, corrupted, (site,), loss_fn) for site in usable.sites}
+                places = {name: [(site, part.units)] for name, (site, part) in parts.items()}
+                outcomes = {name: self._outcome(clean, corrupted, each, loss_fn) for name, each in places.items()}
                 for outcome in outcomes.values():
                     outcome.update(recovery_low=NAN, recovery_high=NAN)
         return dict(sorted(outcomes.items(), key=lambda item: _rank(item[1])))
 
-    def _outcome(self, clean: Tensor, corrupted: Tensor, sites: Sequence[str], loss_fn: Loss | None) -> PatchOutcome:
+    def _parts(self, inputs: Tensor, globs: Sequence[str]) -> tuple[dict[str, tuple[str, Slice]], int]:
+        """Return the components by name, and the memory of their activations for one sample."""
+        named = [label for label in self.heads if any(fnmatchcase(label, glob) for glob in globs)]
+        modules = [glob for glob in globs if not any(fnmatchcase(label, glob) for label in named) or "*" in glob]
+        sites = dict.fromkeys(self.heads[label][0].site for label in named)
+        usable = usable_sites(
+            self.model, inputs, [*modules, *sites], sample_axis=self._sample_axis(inputs), position=None
+        )
+        whole = {site: (site, Slice()) for site in usable.sites if site not in sites}
+        heads = {label: (self.heads[label][0].site, Slice(units=self._units(label))) for label in named}
+        return whole | heads, usable.bytes_per_row
+
+    def _scores(
+        self,
+        clean: Tensor,
+        corrupted: Tensor,
+        parts: Sequence[tuple[str, Slice]],
+        bytes_per_row: int,
+        loss_fn: Loss | None,
+    ) -> PairScores | None:
+        """Return the loss of every sample in every run; None if the loss cannot be taken apart."""
+        axis = self._sample_axis(clean)
+        sites = tuple(dict.fromkeys(site for site, _ in parts))
+        config = PairedConfig(metric="distance", sample_axis=axis)
+        if loss_fn is None:
+            runs = PairRuns(model=self.model, config=config, sites=sites, bytes_per_row=bytes_per_row)
+            pairs = PromptPairs(*(samples_first(each, axis).cpu().numpy() for each in (clean, corrupted)))
+            return runs.score_parts(pairs, parts)
+        with capture(self.model, sites) as seen:
+            clean_output = self.model(clean)
+        donors = {site: samples_first(values, axis) for site, values in seen.items()}
+        corrupted_output = self.model(corrupted)
+        losses_of = _LossBySample.of(loss_fn, (clean_output, corrupted_output), axis)
+        if losses_of is None:
+            return None
+        experiments = [[Write(site, donors[site], part)] for site, part in parts]
+        losses = np.empty((len(parts), clean.shape[axis]))
+        for pieces, output in run_experiments(
+            self.model, corrupted, experiments, batch_rows=config.batch_rows, sample_axis=axis
+        ):
+            found = losses_of(output)
+            for piece in pieces:
+                losses[piece.experiment, piece.rows] = found[piece.place]
+        return PairScores(losses_of(clean_output), losses_of(corrupted_output), losses)
+
+    def _units(self, label: str) -> slice:
+        heads, head = self.heads[label]
+        return heads.units(head)
+
+    def _outcome(
+        self, clean: Tensor, corrupted: Tensor, places: Sequence[tuple[str, slice | None]], loss_fn: Loss | None
+    ) -> PatchOutcome:
+        sites = [site for site, _ in places]
         with capture(self.model, sites) as seen:
             clean_output = self.model(clean)
         donors = dict(seen) or {site: seen[site] for site in sites}  # if none of them ran, asking says so
         loss_of = loss_fn or _distance_to(clean_output)
         clean_loss, corrupted_loss = _number(loss_of(clean_output)), _number(loss_of(self.model(corrupted)))
-        with patched(self.model, [Patch(site, values) for site, values in donors.items()]):
+        written = [
+            Patch(site, donors[site][..., units or slice(None)], (..., units or slice(None)))
+            for site, units in places
+            if site in donors
+        ]
+        with patched(self.model, written):
             patched_loss = _number(loss_of(self.model(corrupted)))
         return PatchOutcome(
             clean_loss=clean_loss,
@@ -203,6 +284,36 @@ def _outcomes(scores: PairScores) -> list[PatchOutcome]:
         )
         for each, low, high in zip(scores.patched, found.low, found.high, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _LossBySample:
+    """A loss that is the mean of its values on single samples, or `scale` times that."""
+
+    loss_fn: Loss
+    sample_axis: int
+    scale: int = 1
+
+    @classmethod
+    def of(cls, loss_fn: Loss, outputs: Sequence[Any], sample_axis: int) -> "_LossBySample | None":
+        """Try it on some outputs; None if their losses are not made of those of samples."""
+        whole = np.array([_number(loss_fn(output)) for output in outputs])
+        n_samples = activation_of(outputs[0]).shape[sample_axis]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a loss that holds on to all samples may warn of their number
+                alone = np.array([cls(loss_fn, sample_axis)(output).mean() for output in outputs])
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None
+        for scale in (1, n_samples):  # a mean, or a sum
+            if np.allclose(scale * alone, whole, rtol=1e-4, atol=1e-6 * np.abs(whole).max()):
+                return cls(loss_fn, sample_axis, scale)
+        return None
+
+    def __call__(self, output: Any) -> Float[np.ndarray, "sample"]:
+        values = activation_of(output)
+        alone = (values.narrow(self.sample_axis, row, 1) for row in range(values.shape[self.sample_axis]))
+        return self.scale * np.array([_number(self.loss_fn(with_activation(output, each))) for each in alone])
 
 
 def _ratio(clean: float, corrupted: float, patched_loss: float) -> float:

@@ -6,13 +6,17 @@ Each site in turn is given the activation of another run, and the answer is scor
     noising     corrupted activation into the clean run:  D = (m_clean - m_patched)     / (m_clean - m_corrupted)
 
 R = 1 means that this site alone brings the whole answer back (it is sufficient); D = 1 that it alone destroys it (it
-is necessary). Numerator and denominator are averaged over prompt pairs before they are divided.
+is necessary). Numerator and denominator are averaged over prompt pairs before they are divided. In place of whole sites
+the parts can be positions of a site, attention heads, or units.
 
 Source: [@vig2020], [@meng2022], [@zhang2024].
-Cost: (4 + 2 S) forwards of all pairs for S sites, the patched ones packed into passes of `batch_rows`.
+Cost: (4 + 2 S) forwards of all pairs for S parts, the patched ones packed into passes of `batch_rows`; those of later
+layers start there, where the model allows it. `patch_sites_cost` says it for a model at hand.
 Chunked over: prompt pairs.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Literal, get_args
 
@@ -21,7 +25,8 @@ from jaxtyping import Float, Int, Num
 from torch import nn
 
 from mechint_core.errors import ConfigurationError
-from mechint_core.figure import Bars, Figure
+from mechint_core.figure import Bars, Figure, Matrix
+from mechint_core.interventions._granularity import Granularity, NamedPart, check_granularity, named_parts
 from mechint_core.models import inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
     PairedConfig,
@@ -29,17 +34,17 @@ from mechint_core.patching import (
     PairScores,
     PromptPairs,
     Recovery,
-    Slice,
-    Usable,
+    RunCost,
     recovery_of,
-    usable_sites,
+    run_cost,
+    writing,
 )
 from mechint_core.result import NAN, Estimate, Result
 
 Direction = Literal["denoising", "noising"]
 
 ALPHA: Final = 0.05
-"""A site carries the answer if its p-value is at most this and its interval lies above its null."""
+"""A part carries the answer if its p-value is at most this and its interval lies above its null."""
 _SHOWN = 8
 
 
@@ -48,11 +53,16 @@ class PatchSitesConfig(PairedConfig):
     """What to patch, and which way."""
 
     sites: tuple[str, ...] = ("*",)
-    """Globs over module names. Modules that do not give one activation per sample are left out and counted."""
+    """Globs over module names (by head: over those of attention modules). Modules that do not give one activation per
+    sample are left out and counted."""
+    by: Granularity = "site"
+    """What is patched at a time: a whole site, one position of a site, one attention head, or one unit of a site."""
     direction: Direction = "denoising"
     """denoising tests sufficiency: parts of an AND look null one by one. noising tests necessity: backups hide it."""
     position: int | None = None
-    """Patch this position only (second axis of a sample's activation); None patches the whole activation."""
+    """Patch this position only (second axis of a sample's activation); None patches all of them."""
+    n_heads: int | None = None
+    """Heads of each attention, where the model does not say."""
     control: bool = True
     """When denoising, patch another prompt's activation too, for the null: twice the cost. Otherwise the null is 0."""
 
@@ -60,77 +70,92 @@ class PatchSitesConfig(PairedConfig):
         PairedConfig.__post_init__(self)
         if self.direction not in get_args(Direction):
             raise ConfigurationError(f"direction must be denoising or noising. Got {self.direction!r}.")
-        if isinstance(self.sites, str) or not self.sites:
-            raise ConfigurationError(f"sites must be a tuple of at least one glob. Got {self.sites!r}.")
+        check_granularity(self.by, self.sites, self.position)
+
+    @property
+    def noising(self) -> bool:
+        """Whether clean runs are patched."""
+        return self.direction == "noising"
 
 
 @dataclass(frozen=True, slots=True)
 class PatchedSites(Result):
-    """What patching each site recovers of the answer (denoising) or destroys of it (noising)."""
+    """What patching each part recovers of the answer (denoising) or destroys of it (noising)."""
 
     technique: ClassVar[str] = "patch_sites"
     evidence: ClassVar[str] = (
-        "Interval: bootstrap over prompt pairs. Null: the same site patched with another prompt's clean activation; "
-        "when noising, no effect. p: sign flips of own less null, adjusted for the number of sites."
+        "Interval: bootstrap over prompt pairs. Null: the same part patched with another prompt's clean activation; "
+        "when noising, no effect. p: sign flips of own less null, adjusted for the number of parts."
     )
     figures: ClassVar[tuple[Figure, ...]] = (
         Bars(
             values="recovery",
-            labels="site",
+            labels="part",
             low="low",
             high="high",
             null="null",
-            title="What patching one site moves of the answer (tick: another prompt's activation)",
+            title="What patching one part moves of the answer (tick: another prompt's activation)",
             value_label="share of clean minus corrupted",
+        ),
+        Matrix(
+            values="grid",
+            y="site",
+            title="The same as a map: by layer, position, head or unit",
+            x_label="layer, position, head or unit",
+            value_label="share of clean minus corrupted",
+            diverging=True,
         ),
     )
 
     strongest: Estimate
-    """The largest recovery of a site; its p-value is adjusted for the choice, its interval is not."""
+    """The largest recovery of a part; its p-value is adjusted for the choice, its interval is not."""
     difference: Estimate
     """Mean metric of the clean less the corrupted runs: the effect that recovery is a share of. Null: 0."""
+    part: Annotated[tuple[str, ...], "part"]
+    """In the model's order: site, site@position, attention.head, or site#unit."""
+    recovery: Float[np.ndarray, "part"]
+    """R when denoising, D when noising. 1 is all, 0 none; not clipped, for parts may oppose the answer or overshoot."""
+    low: Float[np.ndarray, "part"]
+    high: Float[np.ndarray, "part"]
+    null: Float[np.ndarray, "part"]
+    """Recovery by another prompt's activation at the same part; 0 when noising, or without control."""
+    p_value: Float[np.ndarray, "part"]
     site: Annotated[tuple[str, ...], "site"]
-    """In the model's order."""
-    recovery: Float[np.ndarray, "site"]
-    """R when denoising, D when noising. 1 is all, 0 none; not clipped, for sites may oppose the answer or overshoot."""
-    low: Float[np.ndarray, "site"]
-    high: Float[np.ndarray, "site"]
-    null: Float[np.ndarray, "site"]
-    """Recovery by another prompt's activation at the same site; 0 when noising, or without control."""
-    p_value: Float[np.ndarray, "site"]
+    """Rows of the grid: sites, or attention modules; by site, names without the first number in them, the layer."""
+    grid: Float[np.ndarray, "site column"]
+    """Recovery by layer, position, head or unit; NaN where there is no such part."""
     defined: bool
     """False, and everything but `difference` NaN, if clean and corrupted do not differ beyond noise."""
     noising: bool
     n_pairs: int
     n_carrying: int
-    """Sites whose interval lies above their null with an adjusted p of at most 0.05."""
+    """Parts whose interval lies above their null with an adjusted p of at most 0.05."""
     n_skipped: int
     """Modules that the globs match but that cannot be patched."""
 
     def reading(self) -> str:
-        """Name the sites through which the answer flows, in the model's order."""
+        """Name the parts through which the answer flows, in the model's order."""
         if not self.defined:
             return (
                 f"Clean and corrupted runs differ by {self.difference}, which is within noise: "
                 "this model shows no effect that a patch could recover."
             )
         whose, does = ("corrupted", "destroys") if self.noising else ("clean", "restores")
-        carrying = [
-            f"{name} {value:.2f} [{low:.2f}, {high:.2f}]"
-            for name, value, low, high, null, p in zip(
-                self.site, self.recovery, self.low, self.high, self.null, self.p_value, strict=True
-            )
-            if _carries(low, null, p)
-        ]
+        carrying = [k for k in range(len(self.part)) if _carries(self.low[k], self.null[k], self.p_value[k])]
         if not carrying:
             return (
-                f"No site's {whose} activation moves the answer more than its null does "
+                f"No part's {whose} activation moves the answer more than its null does "
                 f"(smallest adjusted p = {self.p_value.min():.2g}, {self.n_pairs} pairs)."
             )
-        others = "" if len(carrying) == len(self.site) else " The others are not distinguishable from their null."
+        shown = sorted(sorted(carrying, key=lambda k: -self.recovery[k])[:_SHOWN])
+        named = ", ".join(
+            f"{self.part[k]} {self.recovery[k]:.2f} [{self.low[k]:.2f}, {self.high[k]:.2f}]" for k in shown
+        )
+        more = f", and weaker ones at {len(carrying) - _SHOWN} more" if len(carrying) > _SHOWN else ""
+        others = "" if len(carrying) == len(self.part) else " The others are not distinguishable from their null."
         return (
-            f"One site's {whose} activation {does} the answer at {len(carrying)} of {len(self.site)} sites, in the "
-            f"model's order: {_listed(carrying)}.{others}"
+            f"One part's {whose} activation {does} the answer at {len(carrying)} of {len(self.part)} parts, in the "
+            f"model's order: {named}{more}.{others}"
         )
 
 
@@ -209,41 +234,117 @@ def patch_sites(
     >>> patch_sites(model, clean, corrupted, answer, config=config).recovery.round(6).tolist()
     [0.75, 0.25]
     """
-    pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
-    noising = config.direction == "noising"
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
-        few = samples_to(to_model(clean[:2], model), config.sample_axis)
-        usable = usable_sites(model, few, config.sites, sample_axis=config.sample_axis, position=config.position)
+        work = _Work.of(model, clean, corrupted, target, corrupted_target, config)
+        scores = work.runs.score_parts(
+            work.pairs,
+            [(each.site, each.part) for each in work.parts],
+            control_seed=config.seed if config.control and not config.noising else None,
+        )
+    return _result(scores, work, config)
+
+
+def patch_sites_cost(
+    model: nn.Module,
+    clean: Num[np.ndarray, "sample ..."],
+    corrupted: Num[np.ndarray, "sample ..."],
+    target: Int[np.ndarray, "sample"] | None = None,
+    corrupted_target: Int[np.ndarray, "sample"] | None = None,
+    *,
+    config: PatchSitesConfig = PatchSitesConfig(),
+) -> RunCost:
+    """Say what `patch_sites` with the same arguments would cost, from a few of its passes: forwards, memory, seconds.
+
+    Raises what `patch_sites` raises.
+    """
+    with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
+        work = _Work.of(model, clean, corrupted, target, corrupted_target, config)
+        experiments = writing([(each.site, each.part) for each in work.parts])
+        return run_cost(work.runs, work.pairs, experiments, control=config.control and not config.noising)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What there is to patch, and on what."""
+
+    pairs: PromptPairs
+    parts: tuple[NamedPart, ...]
+    runs: PairRuns
+    n_skipped: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        clean: np.ndarray,
+        corrupted: np.ndarray,
+        target: np.ndarray | None,
+        corrupted_target: np.ndarray | None,
+        config: PatchSitesConfig,
+    ) -> "_Work":
+        pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
+        usable, parts = named_parts(
+            model,
+            samples_to(to_model(clean[:2], model), config.sample_axis),
+            config.sites,
+            config.by,
+            sample_axis=config.sample_axis,
+            position=config.position,
+            n_heads=config.n_heads,
+        )
         runs = PairRuns(
-            model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row, noising=noising
+            model=model,
+            config=config,
+            sites=tuple(dict.fromkeys(each.site for each in parts)),
+            bytes_per_row=usable.bytes_per_row,
+            noising=config.noising,
         )
-        scores = runs.score_parts(
-            pairs,
-            [(site, Slice(config.position)) for site in usable.sites],
-            control_seed=config.seed if config.control and not noising else None,
-        )
-    return _result(scores, usable, config)
+        return cls(pairs, parts, runs, usable.n_skipped)
 
 
-def _result(scores: PairScores, usable: Usable, config: PatchSitesConfig) -> PatchedSites:
-    found = recovery_of(
-        scores, noising=config.direction == "noising", n_draws=config.n_draws, level=config.level, seed=config.seed
-    )
+def _result(scores: PairScores, work: _Work, config: PatchSitesConfig) -> PatchedSites:
+    found = recovery_of(scores, noising=config.noising, n_draws=config.n_draws, level=config.level, seed=config.seed)
+    site, grid = _grid([each.label for each in work.parts], found.value, config.by)
     return PatchedSites(
         strongest=_strongest(found, config.level),
         difference=found.difference,
-        site=usable.sites,
+        part=tuple(each.label for each in work.parts),
         recovery=found.value,
         low=found.low,
         high=found.high,
         null=found.null,
         p_value=found.p_value,
+        site=site,
+        grid=grid,
         defined=found.defined,
-        noising=config.direction == "noising",
+        noising=config.noising,
         n_pairs=len(scores.clean),
         n_carrying=sum(_carries(*each) for each in zip(found.low, found.null, found.p_value, strict=True)),
-        n_skipped=usable.n_skipped,
+        n_skipped=work.n_skipped,
     )
+
+
+_NUMBER: Final[dict[Granularity, str]] = {
+    "site": r"(^|(?<=\.))\d+(?=\.|$)",
+    "position": r"(?<=@)\d+$",
+    "head": r"(?<=\.)\d+$",
+    "unit": r"(?<=#)\d+$",
+}
+"""Where a part's label says which column of the grid it is; the rest of the label is its row."""
+
+
+def _grid(
+    labels: Sequence[str], values: Float[np.ndarray, "part"], by: Granularity
+) -> tuple[tuple[str, ...], Float[np.ndarray, "site column"]]:
+    """Lay the parts out in rows and columns; return the names of the rows, and the grid."""
+    found = [re.search(_NUMBER[by], label) for label in labels]
+    column = [0 if each is None else int(each[0]) for each in found]
+    star = "*" if by == "site" else ""
+    names = [re.sub(_NUMBER[by], star, label, count=1).rstrip("@.#") for label in labels]
+    rows = tuple(dict.fromkeys(names))
+    grid = np.full((len(rows), max(column) + 1), NAN)
+    grid[[rows.index(name) for name in names], column] = values
+    return rows, grid
 
 
 def _strongest(found: Recovery, level: float) -> Estimate:
@@ -256,8 +357,3 @@ def _strongest(found: Recovery, level: float) -> Estimate:
 
 def _carries(low: float, null: float, p_value: float) -> bool:
     return bool(low > null and p_value <= ALPHA)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -5,6 +5,7 @@ from mechint_core.models.activation import (
     find_activation as find_activation,
     with_activation as with_activation,
 )
+from mechint_core.models.attention import replaced_forward as replaced_forward
 from mechint_core.models.capture import (
     Activations as Activations,
     capture as capture,

@@ -20,6 +20,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from mechint_core.errors import ConfigurationError, NotFoundError, ShapeError
+from mechint_core.models.activation import find_activation
+from mechint_core.models.attention import projecting, whole_attention
 from mechint_core.models.hooks import visited
 from mechint_core.models.running import (
     batches,
@@ -72,8 +74,14 @@ def count_calls(model: nn.Module, sites: Sequence[str]) -> Generator[Counter[str
     calls: Counter[str] = Counter()
     with ExitStack() as hooks:
         for site in sites:
-            name, _ = split_site(site)
-            hooks.enter_context(module_at(model, name).register_forward_hook(partial(_count, calls, site)))
+            name, is_input = split_site(site)
+            module = module_at(model, name)
+            if is_input:
+                hooks.enter_context(projecting(model, site))
+                counted = partial(_count_input, calls, site)
+                hooks.enter_context(module.register_forward_pre_hook(counted, with_kwargs=True))
+            elif whole_attention(model, name) is None:
+                hooks.enter_context(module.register_forward_hook(partial(_count_output, calls, site)))
         yield calls
 
 
@@ -168,8 +176,12 @@ def _keep(seen: Activations, site: str, activation: Tensor) -> None:
     seen[site] = activation.clone()
 
 
-def _count(calls: Counter[str], site: str, _: nn.Module, __: Any, ___: Any) -> None:
-    calls[site] += 1
+def _count_input(calls: Counter[str], site: str, _: nn.Module, *given: Any) -> None:
+    calls[site] += find_activation(given) is not None
+
+
+def _count_output(calls: Counter[str], site: str, _: nn.Module, __: Any, output: Any) -> None:
+    calls[site] += find_activation(output) is not None
 
 
 def _run(

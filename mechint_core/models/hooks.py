@@ -3,7 +3,8 @@
     name          what the module gives          "layers.0.attention"
     name:input    what the module is given       "layers.0.attention.output:input", the concatenated heads
 
-Which tensor of a tuple, mapping or dataclass is the activation, `activation` says, for inputs as for outputs.
+Which tensor of a tuple, mapping or dataclass is the activation, `activation` says, for inputs as for outputs. The
+concatenated heads of an `nn.MultiheadAttention`, "layers.0.self_attn.out_proj:input", exist while they are asked for.
 """
 
 from collections.abc import Callable, Generator
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mechint_core.models.activation import activation_of, with_activation
+from mechint_core.models.attention import projecting
 from mechint_core.models.sites import module_at, split_site
 
 Visit = Callable[[Tensor], Tensor | None]
@@ -27,6 +29,8 @@ def visited(model: nn.Module, site: str, visit: Visit) -> Generator[None]:
     ------
     NotFoundError
         If the model has no such module; during the call of the model, if there is no activation.
+    ConfigurationError
+        During the call of the model, if the heads of an `nn.MultiheadAttention` are asked for and it has none to show.
     """
     name, is_input = split_site(site)
     module = module_at(model, name)
@@ -43,6 +47,7 @@ def visited(model: nn.Module, site: str, visit: Visit) -> Generator[None]:
         module.register_forward_pre_hook(before, with_kwargs=True) if is_input else module.register_forward_hook(after)
     )
     try:
-        yield
+        with projecting(model, site):
+            yield
     finally:
         handle.remove()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mechint_core.errors import ShapeError
 from mechint_core.models.hooks import visited
 
-Selection = tuple[int | slice | Tensor, ...]
+Selection = tuple[int | slice | Tensor | EllipsisType, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

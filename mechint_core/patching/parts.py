@@ -38,11 +38,19 @@ class Part(Protocol):
 class Codes(Protocol):
     """What a trained dictionary can do."""
 
+    site: str
+    """Whose activations it was trained on: a module's name, or name@position."""
+    W_enc: Tensor
+    """(latent, unit)"""
     W_dec: Tensor
     """(latent, unit)"""
 
     def encode(self, x: Tensor) -> Tensor:
         """(..., unit) -> (..., latent)"""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(..., latent) -> (..., unit)"""
         ...
 
 

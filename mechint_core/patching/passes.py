@@ -7,14 +7,15 @@ rows, and one experiment on ten thousand prompts costs passes that fit in memory
     experiment 0   rows 0 1 2 | experiment 1   rows 0 1 2 | ...
     pass 0 ----------------------> pass 1 ---------------------->
 
-Rows must not influence one another, as in every network whose batch normalisation is in eval mode.
+Rows must not influence one another, as in every network whose batch normalisation is in eval mode. With `reuse`,
+experiments that edit nothing in the first blocks of the model share passes that skip those blocks.
 
-Cost: ceil(experiments x rows / batch_rows) forward passes.
+Cost: ceil(experiments x rows / batch_rows) forward passes, or one more for each start.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,6 +32,7 @@ from mechint_core.models import (
     visited,
 )
 from mechint_core.patching.edits import Edit
+from mechint_core.patching.prefix import Group, Reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +56,39 @@ class Usable:
 
 
 def run_experiments(
-    model: nn.Module, batch: Tensor, experiments: Sequence[Sequence[Edit]], *, batch_rows: int, sample_axis: int
+    model: nn.Module,
+    batch: Tensor,
+    experiments: Sequence[Sequence[Edit]],
+    *,
+    batch_rows: int,
+    sample_axis: int,
+    reuse: Reuse | None = None,
 ) -> Iterator[tuple[list[Piece], object]]:
     """Run the model on `batch` once per experiment, packed; yield what each pass holds, and the model's output.
 
-    Edits of one experiment at one site are made in their order.
+    Edits of one experiment at one site are made in their order. The passes come in the order of their starts.
     """
-    for pieces in plan_passes(len(experiments), batch.shape[sample_axis], batch_rows):
+    groups = [Group(0, tuple(range(len(experiments))))] if reuse is None else reuse.groups
+    for start, pieces in plan_grouped(groups, batch.shape[sample_axis], batch_rows):
         rows = [batch[select(piece.rows, None, sample_axis)] for piece in pieces]
         changes: dict[str, list[tuple[Piece, Edit]]] = {}
         for piece in pieces:
             for edit in experiments[piece.experiment]:
                 changes.setdefault(edit.site, []).append((piece, edit))
         with ExitStack() as hooks:
+            if reuse is not None:
+                hooks.enter_context(reuse.skipping(start, [piece.rows for piece in pieces]))
             for site, here in changes.items():
                 hooks.enter_context(visited(model, site, partial(_changed, here, sample_axis)))
             output = model(join_rows(rows, sample_axis))
         yield pieces, output
+
+
+def plan_grouped(groups: Sequence[Group], n_rows: int, batch_rows: int) -> Iterator[tuple[int, list[Piece]]]:
+    """Yield the passes of each group, and the block it starts at."""
+    for group in groups:
+        for pieces in plan_passes(len(group.experiments), n_rows, batch_rows):
+            yield group.start, [replace(piece, experiment=group.experiments[piece.experiment]) for piece in pieces]
 
 
 def plan_passes(n_experiments: int, n_rows: int, batch_rows: int) -> list[list[Piece]]:

@@ -55,7 +55,7 @@ def recovery_of(scores: PairScores, *, noising: bool, n_draws: int, level: float
     difference = scores.clean - scores.corrupted
     gain = _gain(scores.patched, scores, noising)
     control = np.zeros_like(gain) if scores.control is None else _gain(scores.control, scores, noising)
-    weights = _resampled(len(difference), n_draws, seed)
+    weights = resampling_weights(len(difference), n_draws, seed)
     mean, resampled = float(difference.mean()), weights @ difference
     effect = _effect(difference, resampled, n_draws, level, seed)
     rounding = ROUNDING * float(np.abs([scores.clean, scores.corrupted]).mean())
@@ -70,7 +70,7 @@ def recovery_of(scores: PairScores, *, noising: bool, n_draws: int, level: float
         low=bounds[:, 0],
         high=bounds[:, 1],
         null=control.mean(axis=1) / mean + 0.0,
-        p_value=_sign_flips(np.sign(mean) * (gain - control), n_draws, seed),
+        p_value=sign_flips(np.sign(mean) * (gain - control), n_draws, seed),
         difference=effect,
         defined=True,
     )
@@ -86,11 +86,11 @@ def _effect(
     difference: Float[np.ndarray, "sample"], resampled: Float[np.ndarray, "draw"], n_draws: int, level: float, seed: int
 ) -> Estimate:
     low, high = percentile_interval(resampled, level)
-    p = float(_sign_flips(np.sign(difference.mean()) * difference[None], n_draws, seed)[0])
+    p = float(sign_flips(np.sign(difference.mean()) * difference[None], n_draws, seed)[0])
     return Estimate(float(difference.mean()), low, high, 0.0, min(1.0, 2 * p), level)
 
 
-def _resampled(n_pairs: int, n_draws: int, seed: int) -> Float[np.ndarray, "draw sample"]:
+def resampling_weights(n_pairs: int, n_draws: int, seed: int) -> Float[np.ndarray, "draw sample"]:
     """Weights of the pairs in bootstrap draws: how often each is drawn, over their number. One pair has no spread."""
     if n_pairs < 2:
         return np.full((1, n_pairs), NAN)
@@ -98,7 +98,7 @@ def _resampled(n_pairs: int, n_draws: int, seed: int) -> Float[np.ndarray, "draw
     return counts / n_pairs
 
 
-def _sign_flips(margin: Float[np.ndarray, "site sample"], n_draws: int, seed: int) -> Float[np.ndarray, "site"]:
+def sign_flips(margin: Float[np.ndarray, "site sample"], n_draws: int, seed: int) -> Float[np.ndarray, "site"]:
     """Return the chance that flipping signs at random gives any site a margin this large, in units of its own size."""
     size = np.linalg.norm(margin, axis=1, keepdims=True)
     scaled = np.divide(margin, size, out=np.zeros_like(margin), where=size > 0)  # flips do not change the size

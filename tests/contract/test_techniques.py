@@ -19,7 +19,7 @@ from tasks.catalogue import CATALOGUE
 
 technique = pytest.mark.parametrize("technique", CATALOGUE, ids=lambda each: each.name)
 
-FAMILIES = ("features", "interventions", "alignment", "fractals", "geometry", "meta_dynamics")
+FAMILIES = ("features", "interventions", "circuits", "alignment", "fractals", "geometry", "meta_dynamics")
 
 
 @technique

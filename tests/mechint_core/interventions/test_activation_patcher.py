@@ -23,6 +23,28 @@ def encoder(**options):
     return model
 
 
+def filled(model):
+    draws = torch_generator(0, "test model")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=draws)
+    return model
+
+
+class Written(nn.Module):
+    """What an attention writes, added to what it reads."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x[:, :1], x, x)[0]
+
+
+def hinge(output):
+    return (1 - output[..., 0]).relu().mean()
+
+
 def inputs(*shape, stream="clean", dtype=torch.float32):
     return torch.randn(*shape, generator=torch_generator(0, stream), dtype=dtype)
 
@@ -114,15 +136,54 @@ def test_run_full_analysis__sorts_all_components_and_gives_intervals_over_sample
     assert found["self_attn"]["recovery_low"] > 0
 
 
-def test_run_full_analysis__one_sample_or_a_loss_of_ones_own_has_no_interval():
+def test_run_full_analysis__takes_attention_apart_by_head():
+    """The attention writes what its heads write: with a loss linear in that, their recoveries add up."""
+    model = Written(filled(nn.MultiheadAttention(8, 4, batch_first=True)))
+    clean, corrupted = inputs(6, 5, 8), inputs(6, 5, 8, stream="corrupted")
+    found = ActivationPatcher(model, "attention").run_full_analysis(clean, corrupted, lambda output: output.sum())
+    heads = [f"attention.{head}" for head in range(4)]
+    assert set(found) == {"attention", *heads}
+    # Sums of 240 numbers in float32.
+    assert sum(found[head]["recovery_score"] for head in heads) == pytest.approx(1, abs=1e-4)
+    assert found["attention"]["recovery_score"] == pytest.approx(1, abs=1e-5)
+    for head in heads:
+        alone = ActivationPatcher(model, head).patch(clean, corrupted, lambda output: output.sum())
+        assert found[head]["recovery_score"] == pytest.approx(alone["recovery_score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [lambda output: output[..., 0].mean(), lambda output: output[..., 0].sum(), hinge])
+def test_run_full_analysis__a_loss_of_ones_own_has_an_interval_if_it_is_made_of_samples(loss):
+    model = encoder(batch_first=True)
+    clean, corrupted = inputs(8, 3, 64), inputs(8, 3, 64, stream="corrupted")
+    clean[..., 0] += 3  # the output's first unit follows the input's
+    patcher = ActivationPatcher(model, "linear1")
+    found = patcher.run_full_analysis(clean, corrupted, loss, components=["linear*", "self_attn*"])
+    assert len(found) == 7
+    for name, outcome in found.items():
+        alone = ActivationPatcher(model, name).patch(clean, corrupted, loss)
+        for key, value in alone.items():
+            assert outcome[key] == pytest.approx(value, rel=1e-5, abs=1e-5)
+        assert outcome["recovery_low"] <= outcome["recovery_score"] <= outcome["recovery_high"]
+
+
+def test_run_full_analysis__one_sample_or_a_loss_that_mixes_samples_has_no_interval():
     model = encoder()
     patcher = ActivationPatcher(model, "linear1")
     one = patcher.run_full_analysis(inputs(12, 1, 64), inputs(12, 1, 64, stream="corrupted"))
-    own = patcher.run_full_analysis(
-        inputs(12, 3, 64), inputs(12, 3, 64, stream="corrupted"), lambda output: output.sum(), components=["linear*"]
-    )
-    assert list(own) == ["linear1", "linear2"]
-    assert all(math.isnan(outcome["recovery_low"]) for outcome in (*one.values(), *own.values()))
+    clean, corrupted = inputs(12, 3, 64), inputs(12, 3, 64, stream="corrupted")
+    with torch.no_grad():
+        wanted = model.eval()(clean)
+    mixing = {
+        "captured target": lambda output: nn.functional.mse_loss(output, wanted),
+        "spread": lambda output: output.std(dim=1).mean(),
+        "largest": torch.max,
+    }
+    for loss in mixing.values():
+        own = patcher.run_full_analysis(clean, corrupted, loss, components=["linear*"])
+        assert set(own) == {"linear1", "linear2"}
+        assert all(math.isnan(outcome["recovery_low"]) for outcome in (*one.values(), *own.values()))
+        alone = ActivationPatcher(model, "linear1").patch(clean, corrupted, loss)
+        assert own["linear1"]["recovery_score"] == alone["recovery_score"]
 
 
 # Oracle

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
-from mechint_core.interventions import PatchSitesConfig, patch_sites
+from mechint_core.interventions import PatchSitesConfig, patch_sites, patch_sites_cost
 from mechint_core.models import Patch, capture, inference, patched
-from mechint_core.patching import PairScores, other_pairs, plan_passes, recovery_of
+from mechint_core.patching import PairScores, other_pairs, plan_passes, recovery_of, watched
 from mechint_core.random import generator, torch_generator
 from mechint_core.synthetic.linear_network import LinearNetwork
+from mechint_core.synthetic.small_transformer import SmallTransformer
 
 unchecked = inspect.unwrap(patch_sites)  # without the shape checker of the tests, to meet our own messages
 
@@ -78,7 +79,7 @@ def test_patch_sites__recovers_the_planted_share_of_every_linear_route(shares, d
 
     found = patch_sites(model, clean, corrupted, target, foil, config=config)
 
-    assert found.site == (*(f"routes.{k}" for k in range(len(shares))), "total", "readout")
+    assert found.part == (*(f"routes.{k}" for k in range(len(shares))), "total", "readout")
     wanted = [*model.shares, 1.0, 1.0]
     np.testing.assert_allclose(found.recovery, wanted, atol=1e-9)
     np.testing.assert_allclose(found.low, wanted, atol=1e-9)
@@ -93,7 +94,7 @@ def test_patch_sites__names_the_routes_that_carry_the_answer_and_no_others(linea
     found = patch_sites(model, clean, corrupted, target, config=PatchSitesConfig(sites=("routes.?",)))
 
     assert found.n_carrying == 2
-    assert "2 of 3 sites, in the model's order: routes.0 0.67 [0.67, 0.67], routes.2 0.33" in found.reading()
+    assert "2 of 3 parts, in the model's order: routes.0 0.67 [0.67, 0.67], routes.2 0.33" in found.reading()
     assert found.recovery[1] == 0
     assert found.p_value[1] == 1
     assert found.strongest.value == found.recovery[0]
@@ -110,7 +111,7 @@ def test_patch_sites__noising_is_compared_with_no_damage_for_any_other_activatio
 
     assert (found.null == 0).all()
     assert found.noising
-    assert "corrupted activation destroys the answer at 2 of 3 sites" in found.reading()
+    assert "corrupted activation destroys the answer at 2 of 3 parts" in found.reading()
 
 
 def test_patch_sites__whole_residual_stream_recovers_everything():
@@ -189,7 +190,117 @@ def test_patch_sites__leaves_out_and_counts_modules_that_cannot_be_patched():
     model = filled(Decoder())
     found = patch_sites(model, clean, corrupted, answers(model, clean))
     assert found.n_skipped == 2  # self_attn.out_proj of both layers never runs as a module
-    assert "layers.0.self_attn" in found.site
+    assert "layers.0.self_attn" in found.part
+
+
+def test_patch_sites__by_position_finds_the_position_that_differs_and_where_it_is_read():
+    clean, corrupted = prompts()
+    model = filled(Decoder())
+    config = PatchSitesConfig(sites=("embed", "layers.?"), by="position")
+
+    found = patch_sites(model, clean, corrupted, answers(model, clean), config=config)
+
+    assert found.part[:4] == ("embed@0", "embed@1", "embed@2", "layers.0@0")
+    assert found.site == ("embed", "layers.0", "layers.1")
+    np.testing.assert_array_equal(found.grid.ravel(), found.recovery)
+    # Prompts differ in their last token, where the answer is read too: before any attention and after all of it.
+    np.testing.assert_allclose(found.grid[[0, 2]], [[0, 0, 1], [0, 0, 1]], atol=1e-5)
+    assert found.part[int(found.recovery.argmax())] in ("embed@2", "layers.1@2")
+
+
+@pytest.mark.parametrize("n_key_value_heads", [1, 4])
+def test_patch_sites__by_head_finds_the_head_whose_output_is_read(n_key_value_heads):
+    """Of the last layer only head 2 is read out: all that patching other heads moves is rounding."""
+    model = SmallTransformer(n_layers=2, n_heads=4, n_key_value_heads=n_key_value_heads, width=16, vocabulary=7)
+    attention = model.attention_of(1)
+    with torch.no_grad():
+        attention.output.weight[:, :8] = attention.output.weight[:, 12:] = 0
+        attention.output.weight *= 4
+    clean, corrupted = prompts()
+    corrupted[:, :2] = clean[:, [1, 0]]
+    corrupted[:, 2] = clean[:, 2]
+    config = PatchSitesConfig(sites=("*",), by="head", metric="distance")
+
+    found = patch_sites(model, clean, corrupted, config=config)
+
+    assert found.part == tuple(f"layers.{layer}.attention.{head}" for layer in "01" for head in range(4))
+    assert found.site == ("layers.0.attention", "layers.1.attention")
+    assert found.grid.shape == (2, 4)
+    np.testing.assert_allclose(found.grid[1, [0, 1, 3]], 0, atol=1e-5)
+    assert found.grid[1, 2] > 0.1
+
+
+def test_patch_sites__by_unit_gives_every_unit_of_a_linear_layer_its_share():
+    """The read-out is linear in the units of the layer before: what they recover adds up to all of it."""
+    clean, corrupted = generator(0, "units").normal(size=(2, 30, 8))
+    model = LinearNetwork((2.0, 1.0))
+    answer = model(torch.from_numpy(clean)).argmax(dim=1).numpy()
+    config = PatchSitesConfig(sites=("total",), by="unit", control=False)
+
+    found = patch_sites(model, clean, corrupted, answer, config=config)
+
+    assert found.part[:2] == ("total#0", "total#1")
+    assert found.grid.shape == (1, len(found.part))
+    assert found.recovery.sum() == pytest.approx(1, abs=1e-9)
+
+
+def test_patch_sites__by_site_draws_layers_side_by_side():
+    clean, corrupted = prompts()
+    model = filled(Decoder())
+    config = PatchSitesConfig(sites=("embed", "layers.*.linear1", "layers.?"))
+
+    found = patch_sites(model, clean, corrupted, answers(model, clean), config=config)
+
+    assert found.site == ("embed", "layers.*", "layers.*.linear1")
+    of = dict(zip(found.part, found.recovery, strict=True))
+    wanted = [
+        [of["embed"], np.nan],
+        [of["layers.0"], of["layers.1"]],
+        [of["layers.0.linear1"], of["layers.1.linear1"]],
+    ]
+    np.testing.assert_array_equal(found.grid, wanted)
+
+
+def test_patch_sites__reading_names_the_strongest_of_many_parts():
+    clean, corrupted = generator(0, "many").normal(size=(2, 40, 8))
+    model = LinearNetwork(tuple(float(k) for k in range(1, 13)))
+    answer = model(torch.from_numpy(clean)).argmax(dim=1).numpy()
+
+    found = patch_sites(model, clean, corrupted, answer, config=PatchSitesConfig(sites=("routes.*",)))
+
+    assert found.n_carrying == 12
+    assert "order: routes.4 0.06" in found.reading()
+    assert "routes.11 0.15 [0.15, 0.15], and weaker ones at 4 more." in found.reading()
+
+
+def test_patch_sites_cost__counts_the_forwards_that_are_made():
+    clean, corrupted = prompts(40)
+    model = SmallTransformer(n_layers=3, vocabulary=7, hidden=8)
+    config = PatchSitesConfig(sites=("layers.?.mlp", "layers.?.attention"), metric="kl", batch_rows=50)
+    told = []
+    cost = patch_sites_cost(model, clean, corrupted, config=config)
+    rows = count_rows(model)
+    with watched(lambda done, total: told.append((done, total))):
+        found = patch_sites(model, clean, corrupted, config=config)
+
+    assert cost.n_experiments == 2 * len(found.part) == 12
+    few = 6  # of two or three rows each: which sites there are, what can be skipped
+    assert cost.n_rows <= sum(rows) <= cost.n_rows + few * 3
+    assert cost.n_forwards <= len(rows) <= cost.n_forwards + few
+    # Of 12 experiments on 40 pairs 4 each start at blocks 0, 1 and 2 of 3; and 3 + 1 whole runs.
+    assert cost.whole_rows == pytest.approx(40 * (4 * (1 + 2 / 3 + 1 / 3) + 4))
+    assert cost.bytes_held == 40 * 3 * 16 * 4 * (2 * 6 + 3)
+    assert cost.seconds > 0
+    assert "12 experiments" in str(cost)
+    assert told[-1] == (480, 480)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def count_rows(model):
+    """A list that grows by the number of rows of every forward."""
+    rows = []
+    model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    return rows
 
 
 # Oracle
@@ -227,7 +338,7 @@ def test_patch_sites__equals_the_one_by_one_loop_for_every_metric(metric):
 
     found = patch_sites(model, clean, corrupted, target, foil, config=config)
 
-    wanted = [one_by_one(model, clean, corrupted, target, foil, site, metric) for site in found.site]
+    wanted = [one_by_one(model, clean, corrupted, target, foil, site, metric) for site in found.part]
     # float32 forwards in batches of other sizes; a ratio of differences of about 1.
     np.testing.assert_allclose(found.recovery, wanted, atol=1e-5)
 
@@ -251,7 +362,7 @@ def test_patch_sites__hidden_states_of_a_real_encoder_are_cut_sets(monkeypatch):
         config=PatchSitesConfig(sites=sites, metric="distance", batch_rows=16),
     )
 
-    recovered = dict(zip(found.site, found.recovery, strict=True))
+    recovered = dict(zip(found.part, found.recovery, strict=True))
     assert len(recovered) == 13
     for site, value in recovered.items():
         if "attention" in site:
@@ -295,7 +406,7 @@ def test_patch_sites__same_seed_same_bits_with_dropout_in_the_model():
     model = filled(Decoder()).train()
     target = answers(model, clean)
     first, second = (patch_sites(model, clean, corrupted, target) for _ in range(2))
-    assert all(np.array_equal(first.arrays()[name], second.arrays()[name]) for name in first.arrays())
+    assert all(np.array_equal(first.arrays()[name], second.arrays()[name], equal_nan=True) for name in first.arrays())
 
 
 def test_patch_sites__does_not_depend_on_where_the_model_keeps_its_samples():
@@ -386,6 +497,17 @@ def test_patch_sites__raises_on_sites_that_cannot_be_patched():
         patch_sites(Decoder(), clean, corrupted, target, config=PatchSitesConfig(sites=("embed",), position=3))
 
 
+def test_patch_sites__raises_where_there_are_no_heads_or_positions():
+    clean, corrupted = np.ones((3, 8)), np.zeros((3, 8))
+    for by, problem in (("head", NotFoundError), ("position", ShapeError)):
+        with pytest.raises(problem, match="taken apart"):
+            patch_sites(LinearNetwork((1.0,)), clean, corrupted, np.zeros(3, int), config=PatchSitesConfig(by=by))
+    model = SmallTransformer(vocabulary=7, n_heads=2)
+    del model.layers[0].attention.n_heads
+    with pytest.raises(ConfigurationError, match="Give n_heads"):
+        patch_sites(model, *prompts(), np.zeros(24, int), config=PatchSitesConfig(by="head"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -396,6 +518,8 @@ def test_patch_sites__raises_on_sites_that_cannot_be_patched():
         ({"sample_axis": 2}, "sample_axis must be 0 or 1"),
         ({"batch_rows": 0}, "must be at least 1"),
         ({"level": 1.0}, "strictly between 0 and 1"),
+        ({"by": "layer"}, "by must be one of site, head, position, unit"),
+        ({"by": "position", "position": 2}, "position must be None"),
     ],
 )
 def test_patch_sites__config_names_what_is_wrong(options, message):

@@ -1,0 +1,119 @@
+"""How well a cheap estimate of effects agrees with the exact ones, on the parts for which both are known.
+
+    r      correlation of the mean effects over parts (Pearson's, and of their ranks: Spearman's)
+    signs  share of parts whose estimate has the sign of the exact effect; both 0 agrees
+    error  |estimate - exact| / |exact|, lengths over parts: 1 is as bad as estimating nothing
+
+Intervals resample prompt pairs, and those parts that are a random sample of the others. The null gives each part the
+estimate of another.
+
+Cost: n_draws x parts x samples multiplications.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+
+from mechint_core.kernels.resampling import Tail, estimate
+from mechint_core.patching.recovery import resampling_weights
+from mechint_core.random import generator
+from mechint_core.result import NAN, Estimate
+
+TRUSTED_CORRELATION: Final = 0.9
+TRUSTED_ERROR: Final = 0.5
+_FEWEST = 3
+"""Parts that a correlation needs: through two points there is always a line."""
+
+Means = Float[np.ndarray, "draw part"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of estimated with exact effects."""
+
+    correlation: Estimate
+    rank_correlation: Estimate
+    signs: Estimate
+    error: Estimate
+
+    @property
+    def trusted(self) -> bool:
+        """Whether estimates may stand for exact effects: r at least 0.9 (where there is one), error at most 0.5."""
+        correlated = np.isnan(self.correlation.value) or self.correlation.value >= TRUSTED_CORRELATION
+        return bool(correlated and self.error.value <= TRUSTED_ERROR)
+
+
+def agreement_of(
+    estimated: Float[np.ndarray, "part sample"],
+    exact: Float[np.ndarray, "part sample"],
+    *,
+    sampled: Bool[np.ndarray, "part"],
+    rounding: float,
+    n_draws: int,
+    level: float,
+    seed: int,
+) -> Agreement:
+    """Return the agreement of two sets of effects; `sampled` parts stand for others, the rest for themselves.
+
+    Mean effects up to `rounding` count as 0. Everything is NaN without parts, the correlations below 3 of them.
+    """
+    if not len(exact):
+        nothing = Estimate(NAN, level=level)
+        return Agreement(nothing, nothing, nothing, nothing)
+    draws = generator(seed, "agreement")
+    weights = resampling_weights(exact.shape[1], n_draws, seed)
+    parts = _resampled_parts(sampled, len(weights), draws)
+    means = [_rounded(each.mean(axis=1), rounding) for each in (estimated, exact)]
+    resampled = [_rounded(np.take_along_axis(weights @ each.T, parts, axis=1), rounding) for each in (estimated, exact)]
+    shuffled = draws.permuted(np.tile(means[0], (n_draws, 1)), axis=1)
+
+    def of(statistic: Callable[[Means, Means], Float[np.ndarray, "draw"]], tail: Tail) -> Estimate:
+        value = float(statistic(means[0][None], means[1][None])[0])
+        null = statistic(shuffled, np.broadcast_to(means[1], shuffled.shape))
+        return estimate(value, bootstrap=statistic(*resampled), null=null, tail=tail, level=level)
+
+    return Agreement(of(_pearson, "greater"), of(_spearman, "greater"), of(_signs, "greater"), of(_error, "less"))
+
+
+def _rounded(values: np.ndarray, rounding: float) -> np.ndarray:
+    return np.where(np.abs(values) <= rounding, 0.0, values)
+
+
+def _resampled_parts(sampled: Bool[np.ndarray, "part"], n_draws: int, draws: np.random.Generator) -> np.ndarray:
+    """Return which parts each draw holds: all that stand for themselves, and as many sampled ones as there are."""
+    parts = np.tile(np.arange(len(sampled)), (n_draws, 1))
+    others = np.flatnonzero(sampled)
+    parts[:, others] = draws.choice(others, size=(n_draws, len(others))) if len(others) else 0
+    return parts
+
+
+def _pearson(one: Means, other: Means) -> Float[np.ndarray, "draw"]:
+    if one.shape[1] < _FEWEST:
+        return np.full(len(one), NAN)
+    a, b = _centred(one), _centred(other)
+    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide((a * b).sum(axis=1), size, out=np.full(len(size), NAN), where=size > 0)
+
+
+def _centred(values: Means) -> Means:
+    """Subtract the mean over parts; what is left of equal values is 0, not rounding."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    rounding = 1e-12 * np.abs(values).max(axis=1, keepdims=True)
+    return np.where(np.abs(centred).max(axis=1, keepdims=True) > rounding, centred, 0.0)
+
+
+def _spearman(one: Means, other: Means) -> Float[np.ndarray, "draw"]:
+    return _pearson(rankdata(one, axis=1), rankdata(other, axis=1))
+
+
+def _signs(one: Means, other: Means) -> Float[np.ndarray, "draw"]:
+    return (np.sign(one) == np.sign(other)).mean(axis=1)
+
+
+def _error(one: Means, other: Means) -> Float[np.ndarray, "draw"]:
+    size = np.linalg.norm(other, axis=1)
+    return np.divide(np.linalg.norm(one - other, axis=1), size, out=np.full(len(size), NAN), where=size > 0)
