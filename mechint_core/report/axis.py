@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, Formatter, FuncFormatter, MaxNLocator, NullLocator
 
 from mechint_core.report.canvas import RULE
-from mechint_core.report.wording import SUPERSCRIPTS, fixed, number, shorten
+from mechint_core.report.part_names import fitted_names
+from mechint_core.report.wording import SUPERSCRIPTS, fixed, number
 
 
 class PlainTicks(Formatter):
@@ -85,7 +86,8 @@ def name_ticks(axis: Any, names: Sequence[str], count: int, length: int = 26) ->
         plain_axis(axis, whole=True)
         return
     step = -(-len(names) // max(1, count))
-    shown = {place: shorten(names[place], length) for place in range(0, len(names), step)}
+    fitted = fitted_names(names, length)
+    shown = {place: fitted[place] for place in range(0, len(names), step)}
     axis.set_major_locator(FixedLocator(list(shown)))
 
     def name(place: Any, _: object) -> str:

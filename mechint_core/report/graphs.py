@@ -7,6 +7,7 @@ from mechint_core.errors import NotFoundError, ShapeError
 from mechint_core.report.axis import log_axis, name_ticks, plain_axis, room, rules, training_axis
 from mechint_core.report.canvas import INK, PALETTE, QUIET, Sheet, line_style
 from mechint_core.report.fields import Fields
+from mechint_core.report.part_names import fitted_names
 from mechint_core.report.thinning import finite, thinned
 from mechint_core.report.wording import number, shorten, spaced
 
@@ -93,8 +94,12 @@ def bars(sheet: Sheet, fields: Fields) -> None:
     """Draw a bar per label, lying down where labels are words; with whiskers and null levels."""
     every = fields.numbers("values")
     names = fields.names("labels") or tuple(str(index) for index in range(len(every)))
-    if every.size == 0 or len(names) != len(every):
-        raise ShapeError(f"bars must be one or more, with a label each. Got {len(every)} and {len(names)} labels.")
+    if len(names) != len(every):
+        raise ShapeError(f"bars must have a label each. Got {len(every)} and {len(names)} labels.")
+    if every.size == 0:
+        sheet.say("there are none")
+        sheet.place()
+        return
     flat = max(len(name) for name in names) > MAX_NUMBER_LETTERS
     drawn = _largest(every) if flat else np.arange(len(every))
     options = (fields.optional(option, every) for option in ("null", "low", "high"))
@@ -138,6 +143,7 @@ def _bar_axes(sheet: Sheet, labels: tuple[str, ...], *, flat: bool) -> None:
         sheet.place()
         return
     longest = int(0.42 * sheet.size.width / 6.2)
+    labels = fitted_names(labels, longest)
     left = room(labels, longest)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.spines["bottom"].set_visible(False)

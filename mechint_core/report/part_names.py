@@ -16,6 +16,8 @@ PORTS = ("query", "key", "value")
 """Where an edge may enter an attention head."""
 _PORT = re.compile(rf"(?P<node>.+):(?P<port>{'|'.join(PORTS)})")
 LONGEST = 16
+ARROW = " → "
+"""Between the ends of an edge."""
 
 
 def node_of(name: str) -> str:
@@ -40,6 +42,19 @@ def brief_names(names: Sequence[str], *, brief: bool = False) -> tuple[str, ...]
     )
     every = [tuple(way(name) for name in names) for way in ways]
     return next((short for short in every if len(set(short)) == len(set(names))), every[-1])
+
+
+def fitted_names(names: Sequence[str], length: int) -> tuple[str, ...]:
+    """Return names of at most `length` letters: as they are if they fit, parts of models by their short names."""
+    brief = tuple(ARROW.join(_brief_end(end) for end in name.split(ARROW)) for name in names)
+    fits = all(len(name) <= length for name in names) or len(set(brief)) < len(set(names))
+    return tuple(shorten(name, length) for name in (names if fits else brief))
+
+
+def _brief_end(name: str) -> str:
+    """Return one end of an edge, or a node by itself, by its short name, with where it is entered."""
+    short, port = _part(node_of(name), brief=False), port_of(name)
+    return f"{short} {port}" if short and port else short or name
 
 
 def _part(name: str, *, brief: bool) -> str:

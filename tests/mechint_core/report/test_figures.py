@@ -90,6 +90,11 @@ def test_render_svg__draws_the_largest_of_many_bars_in_their_order_and_says_so()
     ]
 
 
+def test_render_svg__no_bars_at_all_are_said_to_be_none():
+    empty = of_arrays({"edge": ()}, v=np.empty(0))
+    assert "there are none" in texts(render_svg(Bars(values="v", labels="edge", title=""), empty))
+
+
 def test_render_svg__draws_bars_of_numbers_upright_and_all():
     frequencies = tuple(str(index) for index in range(150))
     result = of_arrays({"frequency": frequencies}, v=np.ones(150))

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from mechint_core.report.part_names import brief_names, node_of, port_of
+from mechint_core.report.part_names import brief_names, fitted_names, node_of, port_of
 
 # Known answer
 
@@ -39,6 +39,22 @@ def test_node_of__the_input_of_a_module_is_a_place_of_its_own():
 
 
 # Oracle: none; a choice of words.
+
+
+def test_fitted_names__leave_what_fits_and_name_edges_by_their_ends():
+    names = (
+        "input → layers.0.attention.1:value",
+        "layers.0.attention.1 → layers.1.attention.0:key",
+        "layers.1.mlp → output",
+    )
+    assert fitted_names(names, 60) == names
+    assert fitted_names(names, 24) == ("input → attn 0.1 value", "attn 0.1 → attn 1.0 key", "mlp 1 → output")
+
+
+def test_fitted_names__that_would_become_equal_keep_their_own_ends():
+    names = ("one.layers.0.mlp", "two.layers.0.mlp")
+    assert fitted_names(names, 12) == ("one.l….0.mlp", "two.l….0.mlp")
+
 
 # Law
 
