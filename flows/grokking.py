@@ -19,7 +19,7 @@ from mechint_core.store import StoredResult
 from mechint_core.synthetic.modular_addition import ModularAdditionConfig, train
 from tasks.settings import settings
 
-HALF = 0.5
+ALPHA = 0.05
 CONFIGURATION = Path(__file__).with_suffix(".yaml")
 
 
@@ -226,21 +226,23 @@ def _flow_of_the_answer(results: _ByName) -> Finding | None:
 
 
 def _circuit(results: _ByName) -> Finding | None:
-    """Say what the circuit does alone, and when it began to."""
+    """Say what the circuit does alone, since when, and how much of the answer there was to carry then."""
     own = results.through_training("circuit_faithfulness", "addition")
     shown = results.first_step("test_accuracy", lambda x: x >= 0.9)
     if not own or shown is None:
         return None
     last = own[-1]
-    earlier = results.through_training("circuit_faithfulness", f"addition of step {last.key.step}")
-    judged = [*earlier, last]
-    formed = [each.key.step for each in judged if each.estimates["faithfulness"].low > HALF]
-    when = (
-        f"Alone it does more than half of the work from step {formed[0]} on (of {len(judged)} checkpoints looked at); "
-        f"test accuracy passes 90 % at step {shown}."
-        if formed
-        else "At no checkpoint looked at does it do half of the work alone."
-    )
+    judged = [*results.through_training("circuit_faithfulness", f"addition of step {last.key.step}"), last]
+    formed = [each for each in judged if each.estimates["faithfulness"].p_value <= ALPHA]
+    when = "At no checkpoint looked at does it restore more than random circuits of its size."
+    if formed:
+        first = formed[0].estimates
+        share = first["difference"].value / last.estimates["difference"].value
+        when = (
+            f"The same edges restore more than random circuits do from step {formed[0].key.step} on (of {len(judged)} "
+            f"checkpoints looked at): {first['faithfulness'].value:.2f} of an effect that was {share:.0%} of the final "
+            f"one. Test accuracy passes 90 % at step {shown}."
+        )
     return Finding(
         "A circuit that suffices", f"{last.reading} {when}", last.estimates["faithfulness"], last.key.technique
     )

@@ -54,7 +54,7 @@ def fitted_names(names: Sequence[str], length: int) -> tuple[str, ...]:
 def _brief_end(name: str) -> str:
     """Return one end of an edge, or a node by itself, by its short name, with where it is entered."""
     short, port = _part(node_of(name), brief=False), port_of(name)
-    return f"{short} {port}" if short and port else short or name
+    return f"{short} {port}" if short and port else short or name.replace("attention", "attn")
 
 
 def _part(name: str, *, brief: bool) -> str:
