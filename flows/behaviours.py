@@ -3,7 +3,8 @@
     discovery   the pairs on which a circuit is looked for
     held out    the pairs on which it is judged
 
-No pair is in both: pairs that are there twice are kept once, and pairs whose change changes no answer are left out.
+No pair is in both, turned round or not: pairs that are there twice are kept once, a pair and its reverse stay together,
+and pairs whose change changes no answer are left out.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 
 from flows.configuration import CircuitSection, CorruptionSection
 from mechint_core.errors import ConfigurationError
+from mechint_core.patching import PromptPairs
 from mechint_core.random import generator
 
 Pairs = dict[str, np.ndarray]
@@ -36,15 +38,16 @@ def prompt_sets(section: CircuitSection, arrays: Mapping[str, np.ndarray]) -> tu
             f"Got {clean.shape} and {corrupted.shape}."
         )
     kept = _different(pairs)
-    n_held_out = round(section.held_out * len(kept))
-    if min(n_held_out, len(kept) - n_held_out) < FEWEST:
+    which = PromptPairs(clean[kept], corrupted[kept]).groups()
+    n_groups = len(np.unique(which))
+    order = generator(section.seed, "behaviour", "held out").permutation(n_groups)
+    judging = np.isin(which, order[: round(section.held_out * n_groups)])
+    if min(judging.sum(), (~judging).sum()) < FEWEST:
         raise ConfigurationError(
             f"circuits: {section.name} must have at least {FEWEST} pairs to look at and {FEWEST} held out, all "
             f"different and with an answer that changes. Got {len(kept)} in all, of {len(clean)} rows."
         )
-    order = kept[generator(section.seed, "behaviour", "held out").permutation(len(kept))]
-    held_out, discovery = np.sort(order[:n_held_out]), np.sort(order[n_held_out:])
-    return _at(pairs, discovery), _at(pairs, held_out)
+    return _at(pairs, kept[~judging]), _at(pairs, kept[judging])
 
 
 def _corrupted(given: Pairs, how: CorruptionSection) -> Pairs:

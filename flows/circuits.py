@@ -2,6 +2,7 @@
 
     scan       which components move the answer?       patch_sites, attribution_patching        discovery pairs
     discover   which connections carry it?             edge_attribution, edge_patching or acdc  discovery pairs
+    check      do methods agree, and prompts?         method_agreement, circuit_stability    discovery pairs, last step
     verify     do these alone, and only these, do it?  circuit_faithfulness                     held-out pairs
     compare    when did the circuit form?              the last circuit, judged at every step; compare_circuits
 
@@ -21,9 +22,9 @@ from tasks._technique import from_json
 from tasks.catalogue import TECHNIQUES
 from tasks.references import CircuitFile, CircuitReference, CircuitSequence, Input, Literals, Work, digest_of_file
 
-SCANS = {"sites": {"by": "site"}, "heads": {"by": "head"}}
-"""What a scan looks at: every module, and every attention head where the graph has heads."""
 SCANNED = ("patch_sites", "attribution_patching")
+AGREED = "method_agreement"
+STABLE = "circuit_stability"
 JUDGED = "circuit_faithfulness"
 COMPARED = "compare_circuits"
 
@@ -31,7 +32,7 @@ COMPARED = "compare_circuits"
 def scans(plan: Plan) -> list[Work]:
     """List the scans of components, for every behaviour that wants them."""
     return [
-        _paired(plan, section, technique, at, "discovery", f"{section.name} {parts}", options=SCANS[parts])
+        _paired(plan, section, technique, at, "discovery", f"{section.name} {parts}s", options={"by": parts})
         for section in plan.config.circuits
         for at in _chosen(plan, section)
         for parts in _scanned(section)
@@ -47,6 +48,18 @@ def discoveries(plan: Plan) -> list[Work]:
         if section.circuit is None
         for at in _chosen(plan, section)
     ]
+
+
+def cross_checks(plan: Plan) -> list[Work]:
+    """List what is asked of the last checkpoint only: do methods agree, and would other prompts give this circuit?"""
+    found: list[Work] = []
+    for section in plan.config.circuits:
+        last, scanned = _chosen(plan, section)[-1], _scanned(section)
+        if scanned:
+            found.append(_paired(plan, section, AGREED, last, "discovery", section.name, options={"by": scanned[-1]}))
+        if section.circuit is None:
+            found.append(_paired(plan, section, STABLE, last, "discovery", section.name))
+    return found
 
 
 def verifications(plan: Plan) -> list[Work]:
@@ -94,15 +107,16 @@ def count_circuits(plan: Plan) -> dict[str, int]:
     counts: dict[str, int] = {}
     for section in plan.config.circuits:
         n = len(_chosen(plan, section))
-        asked = dict.fromkeys(SCANNED, n * len(_scanned(section))) if section.scan else {}
+        asked = dict.fromkeys(SCANNED, n * len(_scanned(section))) if _scanned(section) else {}
         asked |= {section.method: n} if section.circuit is None else {}
+        asked |= ({AGREED: 1} if _scanned(section) else {}) | ({STABLE: 1} if section.circuit is None else {})
         asked |= {JUDGED: 2 * n - 1} | ({COMPARED: 1} if n > 1 else {})
         counts |= {technique: counts.get(technique, 0) + more for technique, more in asked.items()}
     return counts
 
 
 def _scanned(section: CircuitSection) -> list[str]:
-    return [parts for parts in SCANS if section.scan and (parts != "heads" or section.granularity != "block")]
+    return [parts for parts in section.scan if parts != "head" or section.granularity != "block"]
 
 
 def _judgement(plan: Plan, section: CircuitSection, at: Checkpoint, circuit: Input, name: str) -> Work:
@@ -142,7 +156,10 @@ def _work(
     known = {field.name for field in dataclasses.fields(of.config)}
     given: dict[str, Any] = {each: value for each, value in shared.items() if each in known}
     given |= options
-    given |= section.options.get(technique, {})
+    chosen = section.options.get(technique, {})
+    if "faithfulness" in known and technique == section.method and not chosen.keys() & {"n_edges", "threshold"}:
+        given["faithfulness"] = section.faithfulness
+    given |= chosen
     return of.work(inputs, from_json(of.config, given), store=plan.store, run=plan.config.run, name=name, step=step)
 
 

@@ -208,8 +208,12 @@ class CircuitSection(Section):
     """Share of the pairs that no discovery sees, on which the circuit is judged."""
     seed: int = 0
     """Chooses the pairs that are held out."""
-    scan: bool = True
-    """Patch and attribute components first: where is the answer made?"""
+    faithfulness: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """A circuit is the fewest edges that restore this share of the effect on the discovery pairs; not for acdc, which
+    has its own rule, and not with `n_edges` or `threshold` among the method's options."""
+    scan: list[Literal["site", "head", "position", "unit"]] = ["site", "head"]
+    """What is patched and attributed first, part by part, to see where the answer is made. Heads are left out at
+    granularity block; an empty list scans nothing."""
     steps: Steps | None = None
     """Checkpoints: the last, if left out. With several, the last one's circuit is judged at all of them: when did it
     form?"""
@@ -261,13 +265,19 @@ class RunSection(Section):
     """The folder of checkpoints: .safetensors, or weights that torch.load can read safely. None: the model as its
     factory makes it, with its pretrained weights, is the only checkpoint, at step 0."""
     datasets: dict[Name, DatasetSection]
-    collect: CollectSection
+    collect: CollectSection | None = None
+    """May be left out where only circuits are asked for."""
     analyses: list[AnalysisSection] = []
     dictionaries: list[DictionarySection] = []
     circuits: list[CircuitSection] = []
     names: NamesSection = NamesSection()
     findings: Factory | None = None
     """`package.module:function` that opens the report with its own conclusions: StoredResults in, Findings out."""
+
+    @property
+    def dataset(self) -> str:
+        """The data set that is recorded; without recording, the one that the first behaviour is of."""
+        return self.collect.dataset if self.collect else self.circuits[0].clean.partition(".")[0]
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -278,7 +288,10 @@ class RunSection(Section):
 
     def _disagreements(self) -> list[str]:
         found: list[str] = []
-        if self.collect.dataset not in self.datasets:
+        if self.collect is None:
+            if self.analyses or self.dictionaries or not self.circuits:
+                found.append("collect: is missing; only circuits can do without it")
+        elif self.collect.dataset not in self.datasets:
             found.append(f"collect.dataset {self.collect.dataset!r} is not in datasets ({', '.join(self.datasets)})")
         for index, analysis in enumerate(self.analyses):
             for parameter, source in analysis.fields.items():

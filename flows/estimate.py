@@ -21,7 +21,7 @@ def describe(plan: Plan) -> str:
         f"run            {plan.config.run}",
         f"model          {plan.config.model.factory}",
         f"checkpoints    {len(steps)}, steps {steps[0]} to {steps[-1]}, from {plan.config.checkpoints}",
-        f"samples        {plan.n_samples} of {plan.config.collect.dataset}",
+        f"samples        {plan.n_samples} of {plan.config.dataset}",
         "sites          " + ", ".join(f"{name} {_shape(shape)}" for name, shape in plan.sites.items()),
         f"store          {plan.store}",
         "",

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.circuits import comparisons, discoveries, found_circuits, scans, verifications
+from flows.circuits import comparisons, cross_checks, discoveries, found_circuits, scans, verifications
 from flows.collect_activations import RUNNER
 from flows.configuration import RunSection, configuration
 from flows.pending import AnalysisError, run_pending
@@ -65,7 +65,7 @@ def find_and_verify(plan: Plan, failures: list[str]) -> int:
     if not plan.config.circuits:
         return 0
     n_done = run_pending("circuits", [*scans(plan), *discoveries(plan)], failures)
-    n_done += run_pending("verification", verifications(plan), failures)
+    n_done += run_pending("verification", [*cross_checks(plan), *verifications(plan)], failures)
     return n_done + run_pending("formation", comparisons(plan), failures)
 
 

@@ -77,7 +77,7 @@ def _parameters(plan: Plan) -> dict[str, str]:
         "model": plan.config.model.factory,
         "checkpoints": str(plan.config.checkpoints),
         "sites": ", ".join(plan.sites),
-        "dataset": plan.config.collect.dataset,
+        "dataset": plan.config.dataset,
         "n_samples": str(plan.n_samples),
         "techniques": ", ".join(plan.outline()),
     }

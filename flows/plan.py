@@ -71,7 +71,7 @@ class Plan:
     @property
     def activation_bytes(self) -> int:
         """Size of one checkpoint's recorded activations."""
-        width = {"float32": 4}.get(self.config.collect.dtype, 2)
+        width = 4 if self.config.collect is None else {"float32": 4}.get(self.config.collect.dtype, 2)
         return sum(int(np.prod(shape)) for shape in self.sites.values()) * self.n_samples * width
 
     def model(self, checkpoint: Checkpoint) -> ModelReference:
@@ -82,7 +82,7 @@ class Plan:
             arguments=section.arguments,
             checkpoint=str(checkpoint.path or ""),
             digest=checkpoint.digest,
-            device=self.config.collect.device,
+            device="auto" if self.config.collect is None else self.config.collect.device,
         )
 
     def result(self, work: Work) -> StoredResult:
@@ -97,6 +97,8 @@ class Plan:
     def collection(self) -> list[CollectionWork]:
         """List the collection of every checkpoint, done or not."""
         section = self.config.collect
+        if section is None:
+            return []
         fields = self.fields[section.dataset]
         keywords = section.inputs if isinstance(section.inputs, dict) else dict.fromkeys(section.inputs, "")
         return [
@@ -172,7 +174,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
     problems = list(_field_problems(config, fields))
     if problems:
         raise ConfigurationError("the configuration has problems:\n" + "\n".join(f"  - {each}" for each in problems))
-    sample = arrays[config.collect.dataset]
+    sample = arrays[config.dataset]
     plan = Plan(
         config=config,
         store=store_location,
@@ -203,10 +205,10 @@ def _behaviours(
 
 
 def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayReference]]) -> Iterator[str]:
-    known = fields[config.collect.dataset]
-    for name in config.collect.inputs:
+    known = fields[config.dataset]
+    for name in config.collect.inputs if config.collect else ():
         if name not in known:
-            yield f"collect.inputs: {name!r} is not a field of {config.collect.dataset} ({', '.join(known)})"
+            yield f"collect.inputs: {name!r} is not a field of {config.dataset} ({', '.join(known)})"
     for index, analysis in enumerate(config.analyses):
         for parameter, source in analysis.fields.items():
             dataset, _, name = source.partition(".")
@@ -217,9 +219,11 @@ def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayR
 
 def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Run the model on two samples to learn what each site gives."""
-    model = load_model(config.model.factory, config.model.arguments, first.path)
-    names = match_sites(model, config.collect.sites)
     section = config.collect
+    if section is None:
+        return {}
+    model = load_model(config.model.factory, config.model.arguments, first.path)
+    names = match_sites(model, section.sites)
     keywords = section.inputs if isinstance(section.inputs, dict) else dict.fromkeys(section.inputs, "")
     inputs = {keyword or name: arrays[name][:2] for name, keyword in keywords.items()}
     _, recorded = next(

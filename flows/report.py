@@ -113,7 +113,7 @@ def _summary(plan: Plan, started: datetime | None, pages: Mapping[str, Path]) ->
         title=plan.config.title or plan.config.run,
         run=plan.config.run,
         model=plan.config.model.factory,
-        dataset=plan.config.collect.dataset,
+        dataset=plan.config.dataset,
         samples=plan.n_samples,
         checkpoints=tuple(plan.steps),
         sites=tuple(plan.sites),

@@ -35,6 +35,7 @@ AXES: Final[dict[str, str]] = {
     "other_checkpoint": "the checkpoint a checkpoint is compared with",
     "condition": "one stimulus, class or value of a variable",
     "pair": "one unordered pair of conditions, in the order of numpy.triu_indices(n, 1)",
+    "predictor": "one dissimilarity matrix that explains another",
     "class": "one output of a classifier",
     "control": "one thing that is put in another's place, to compare with",
     "dose": "one strength of an intervention",

@@ -71,6 +71,8 @@ class EdgeScoringConfig(PairedConfig):
     """Keep about this many: the strongest that lead to the output through kept ones, less those that lead nowhere."""
     threshold: float | None = None
     """Keep edges whose score is at least this, of either sign. With neither, keep the significant ones."""
+    faithfulness: float | None = None
+    """Of the significant edges, keep the fewest, the strongest first, that alone restore this share of the effect."""
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
@@ -85,6 +87,10 @@ class EdgeScoringConfig(PairedConfig):
             raise ConfigurationError(f"components must be a tuple of globs. Got {self.components!r}.")
         if self.n_edges is not None and self.threshold is not None:
             raise ConfigurationError("edges are kept by n_edges or by threshold, not both. Leave one out.")
+        if self.faithfulness is not None and not 0 < self.faithfulness < 1:
+            raise ConfigurationError(f"faithfulness must lie strictly between 0 and 1. Got {self.faithfulness}.")
+        if self.faithfulness is not None and (self.n_edges, self.threshold) != (None, None):
+            raise ConfigurationError("edges are kept by faithfulness, or by n_edges or threshold. Leave one out.")
         if (self.n_edges is not None and self.n_edges < 1) or (self.threshold is not None and not self.threshold > 0):
             raise ConfigurationError(f"n_edges must be at least 1 and threshold above 0. Got {self}.")
         if not self.noising and self.ablation != "corrupted":
@@ -249,13 +255,13 @@ def _kept(found: Recovery, significant: Mask, edges: Sequence[Edge], config: Edg
         return np.zeros(len(edges), dtype=bool)
     strength = np.abs(found.value)
     if config.n_edges is not None:
-        chosen = _from_the_output(edges, strength, config.n_edges)
+        chosen = strongest_from_the_output(edges, strength, config.n_edges)
     else:
         chosen = significant if config.threshold is None else strength >= config.threshold
     return on_ways(edges, chosen)
 
 
-def _from_the_output(edges: Sequence[Edge], strength: Float[np.ndarray, "edge"], n_edges: int) -> Mask:
+def strongest_from_the_output(edges: Sequence[Edge], strength: Float[np.ndarray, "edge"], n_edges: int) -> Mask:
     """Take the strongest edge into a node that is reached, starting at the output, again and again."""
     entering: dict[str, list[int]] = {}
     for k, (_, receiver) in enumerate(edges):

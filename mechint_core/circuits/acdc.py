@@ -233,10 +233,10 @@ def acdc(
             split_input=config.split_input,
             sample_axis=config.sample_axis,
         )
-        runs = EdgeRuns(model=model, graph=graph, config=config)
+        scores_of = EdgeRuns(model=model, graph=graph, config=config).scorer(pairs, ablation=config.ablation)
 
         def scored(kept: Masks) -> Float[np.ndarray, "experiment sample"]:
-            return runs.score(pairs, kept, ablation=config.ablation).patched
+            return scores_of(kept).patched
 
         whole, empty = scored(np.repeat([[True], [False]], len(graph.edges), axis=1))
         effect = Effect.of(whole, empty, n_draws=config.n_draws, level=config.level, seed=config.seed)

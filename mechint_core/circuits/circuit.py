@@ -4,7 +4,7 @@ A node is a part of a model: `input`, `layers.0.attention.1` (head 1), `layers.0
 receiver) is what one writes to the residual stream and the other reads from it. Where a receiver ends in `:query`,
 `:key` or `:value`, that input of the head is meant: the node is what stands before the colon.
 
-    circuit.save("induction.json")          Circuit.load("induction.json")          circuit.pruned()
+    Circuit.of(found, config)        circuit.save("induction.json")        Circuit.load("induction.json")
 
 The file is JSON, to be read and edited by hand. It holds all edges that were scored, not only those kept, so that
 circuits of other sizes can be cut from it, and two circuits compared over the same edges.
@@ -14,7 +14,7 @@ Source: [@elhage2021].
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mechint_core.errors import ConfigurationError, CorruptStoreError, NotFoundError, ShapeError
-from mechint_core.patching import Ablation, Edge, EdgeGranularity, is_input, node_of
+from mechint_core.patching import Ablation, Edge, EdgeGranularity, PairedConfig, is_input, node_of
+from mechint_core.result import Result
 
 VERSION: Final = 1
 """Of the file's layout."""
@@ -44,6 +45,8 @@ class Circuit:
     metric: str = "logit_difference"
     ablation: Ablation = "corrupted"
     """What edges carry that are cut."""
+    components: tuple[str, ...] = ()
+    """Globs of the modules whose writes the graph joins, where not the default ones (attentions, mlp or ffn)."""
     method: str = ""
     """The technique that found it."""
     discovered_on: tuple[str, ...] = ()
@@ -82,6 +85,11 @@ class Circuit:
         """The nodes that the circuit's edges join, in the order in which edges name them."""
         named = (name for sender, receiver in self.kept_edges for name in (sender, node_of(receiver)))
         return tuple(dict.fromkeys(named))
+
+    @property
+    def split_input(self) -> bool:
+        """Whether the input is taken apart by position: senders `input@0`, `input@1`, ..."""
+        return any(is_input(sender) and sender != "input" for sender in self.sender)
 
     @property
     def size(self) -> int:
@@ -149,6 +157,7 @@ class Circuit:
             "metric": self.metric,
             "ablation": self.ablation,
             "granularity": self.granularity,
+            "components": list(self.components),
             "discovered_on": list(self.discovered_on),
         }
         scores = [None if np.isnan(each) else float(each) for each in self.score]
@@ -179,12 +188,25 @@ class Circuit:
                 granularity=about["granularity"],
                 metric=about["metric"],
                 ablation=about["ablation"],
+                components=tuple(str(each) for each in about.get("components", ())),
                 method=about["method"],
                 discovered_on=tuple(str(each) for each in about["discovered_on"]),
                 model=about["model"],
             )
         except (KeyError, TypeError) as problem:
             raise CorruptStoreError(f"{where} must hold a circuit. Got one without {problem}.") from problem
+
+    @classmethod
+    def of(cls, found: Result, config: PairedConfig, *, model: str = "") -> "Circuit":
+        """Make a circuit of what `edge_attribution`, `edge_patching` or `acdc` found, and the config they were given.
+
+        Raises
+        ------
+        NotFoundError
+            If it is the result of another technique, which has no edges.
+        """
+        fields = {**found.arrays(), **found.labels()}
+        return cls.from_fields(fields, config=asdict(config), method=found.technique, model=model)
 
     @classmethod
     def from_fields(
@@ -203,12 +225,14 @@ class Circuit:
                 f"a circuit's result must have sender, receiver, score and kept. Got none of the name {lost[0]!r}; "
                 f"there are: {', '.join(fields) or 'none'}."
             )
-        options = {name: value for name in ("granularity", "metric", "ablation") if (value := (config or {}).get(name))}
+        of = config or {}
+        options = {name: value for name in ("granularity", "metric", "ablation") if (value := of.get(name))}
         return cls(
             sender=tuple(str(each) for each in fields["sender"]),
             receiver=tuple(str(each) for each in fields["receiver"]),
             score=np.asarray(fields["score"], dtype=np.float64),
             kept=np.asarray(fields["kept"]).astype(bool),
+            components=tuple(str(each) for each in of.get("components", ())),
             discovered_on=tuple(str(each) for each in fields.get("discovered_on", ())),
             method=method,
             model=model,

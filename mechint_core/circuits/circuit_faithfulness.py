@@ -38,7 +38,6 @@ from mechint_core.patching import (
     EdgeRuns,
     PairedConfig,
     PromptPairs,
-    is_input,
     residual_graph,
 )
 from mechint_core.result import Estimate, Result
@@ -55,7 +54,7 @@ class CircuitFaithfulnessConfig(PairedConfig):
     ablation: Ablation | None = None
     """What edges carry that are cut: corrupted, mean, zero or other; None: as when the circuit was found."""
     components: tuple[str, ...] = ()
-    """Globs of the modules that write to the residual stream, as when the circuit was found."""
+    """Globs of the modules that write to the residual stream; by default those the circuit was found with."""
     random_circuits: RandomCircuits = "connected"
     """Chance: random circuits of whole ways from input to output, or any subsets of the edges, of the same size."""
     n_random: int = 99
@@ -208,7 +207,10 @@ class FaithfulCircuit(Result):
         if not does.p_value <= ALPHA:
             worse = "This is no better than random circuits of its size, which"
             return f"Alone, {what}. {worse} restore {does.null:.2f} (p = {does.p_value:.2g})."
-        random = f"Random circuits of its size restore {does.null:.2f} (p = {does.p_value:.2g})."
+        random = (
+            f"Random circuits of its size restore {does.null:.2f} (p = {does.p_value:.2g}); "
+            f"without one of them {lost.null:.2f} is lost."
+        )
         return f"Alone, {what}. {random}{self._idle()}"
 
     def _idle(self) -> str:
@@ -303,8 +305,8 @@ def circuit_faithfulness(
             model,
             samples_to(to_model(clean[:2], model), config.sample_axis),
             granularity=circuit.granularity,
-            components=config.components,
-            split_input=any(is_input(sender) and sender != "input" for sender in circuit.sender),
+            components=config.components or circuit.components,
+            split_input=circuit.split_input,
             sample_axis=config.sample_axis,
         )
         trials = _trials(circuit, graph.edges, config)

@@ -24,27 +24,20 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from torch import nn
 
-from mechint_core.circuits._scored_edges import (
-    EdgeJudgement,
-    EdgeScoringConfig,
-    ScoredEdges,
-    edge_runs,
-    fields_of,
-    judge_edges,
-)
+from mechint_core.circuits._scored_edges import EdgeScoringConfig, ScoredEdges, edge_runs, fields_of, judge_edges
+from mechint_core.circuits._sufficient_edges import cut_down
 from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Figure, Scatter
 from mechint_core.models import differentiation, inference, memory_remedy
 from mechint_core.patching import (
-    ROUNDING,
-    Agreement,
     Edge,
     PairScores,
     PromptPairs,
-    agreement_of,
+    choose_to_verify,
     edge_gradients,
     is_input,
     recovery_of,
+    verify,
 )
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate
@@ -227,52 +220,18 @@ def edge_attribution(
         with differentiation(model):
             scores = edge_gradients(runs, pairs, steps=config.steps, ablation=config.ablation, denoising=not noising)
         edges = runs.graph.edges
-        judged = judge_edges(scores, edges, config)
-        verified = _to_verify(judged, config)
-        with inference(model):
-            kept = np.arange(len(edges)) != verified[:, None]
-            exact = None
-            if len(verified):
+        judged = cut_down(judge_edges(scores, edges, config), runs, pairs, model, config)
+        draws = generator(config.seed, "edge_attribution", "verified")
+        verified = choose_to_verify(judged.recovery, config.n_verified, draws)
+        exact = np.empty((0, len(pairs)))
+        if len(verified):
+            with inference(model):
+                kept = np.arange(len(edges)) != verified[:, None]
                 exact = runs.score(pairs, kept, ablation=config.ablation, denoising=not noising).patched
-    return _result(judged, scores, verified, exact, edges, pairs, config)
-
-
-def _to_verify(judged: EdgeJudgement, config: EdgeAttributionConfig) -> Int[np.ndarray, "example"]:
-    """Choose edges: half of `n_verified` the strongest, either sign, half of the others at random."""
-    if not judged.recovery.defined:
-        return np.arange(0)
-    strongest = np.argsort(-np.abs(judged.recovery.value), kind="stable")
-    n = min(config.n_verified, len(strongest))
-    sure, others = np.split(strongest, [-(-n // 2)])
-    draws = generator(config.seed, "edge_attribution", "verified")
-    return np.concatenate([sure, draws.choice(others, size=n - len(sure), replace=False)])
-
-
-def _result(
-    judged: EdgeJudgement,
-    scores: PairScores,
-    verified: Int[np.ndarray, "example"],
-    exact: Float[np.ndarray, "example sample"] | None,
-    edges: tuple[Edge, ...],
-    pairs: PromptPairs,
-    config: EdgeAttributionConfig,
-) -> AttributedEdges:
-    base = scores.clean if config.noising else scores.corrupted
-    effect = float((scores.clean - scores.corrupted).mean()) * (-1 if config.noising else 1)
-    cuts = np.empty((0, len(base))) if exact is None else exact - base
-    agreement = _agreement(scores.patched[verified] - base, cuts, scores, config)
-    exactly = cuts.mean(axis=1) / effect + 0.0 if len(cuts) else np.empty(0)
     fields = fields_of(judged, edges, pairs, config)
+    checked = verify(scores, judged.recovery, verified, exact, noising=noising, config=config)
     return AttributedEdges(
-        **fields,
-        completeness=_completeness(scores, edges, config),
-        correlation=agreement.correlation,
-        rank_correlation=agreement.rank_correlation,
-        sign_agreement=agreement.signs,
-        relative_error=agreement.error,
-        verified=tuple(fields["edge"][k] for k in verified),
-        verified_points=np.stack([judged.recovery.value[verified], exactly], axis=1),
-        trusted=agreement.trusted,
+        **fields, **checked.fields(fields["edge"]), completeness=_completeness(scores, edges, config)
     )
 
 
@@ -291,22 +250,3 @@ def _completeness(scores: PairScores, edges: tuple[Edge, ...], config: EdgeAttri
         seed=config.seed,
     )
     return Estimate(float(found.value[0]), float(found.low[0]), float(found.high[0]), level=config.level)
-
-
-def _agreement(
-    estimated: Float[np.ndarray, "example sample"],
-    exact: Float[np.ndarray, "example sample"],
-    scores: PairScores,
-    config: EdgeAttributionConfig,
-) -> Agreement:
-    n = len(exact)
-    drawn = np.arange(n) >= -(-n // 2) if n < len(scores.patched) else np.zeros(n, dtype=bool)
-    return agreement_of(
-        estimated,
-        exact,
-        sampled=drawn,
-        rounding=ROUNDING * float(np.abs([scores.clean, scores.corrupted]).mean()),
-        n_draws=config.n_draws,
-        level=config.level,
-        seed=config.seed,
-    )

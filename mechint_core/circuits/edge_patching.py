@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int, Num
 from torch import nn
 
 from mechint_core.circuits._scored_edges import EdgeScoringConfig, ScoredEdges, edge_runs, fields_of, judge_edges
+from mechint_core.circuits._sufficient_edges import cut_down
 from mechint_core.models import inference, memory_remedy
 from mechint_core.patching import EdgeRuns, PairScores, PromptPairs
 
@@ -116,7 +117,8 @@ def edge_patching(
         runs = edge_runs(model, pairs, config)
         scores = _cut_each(runs, pairs, config)
     edges = runs.graph.edges
-    return PatchedEdges(**fields_of(judge_edges(scores, edges, config), edges, pairs, config))
+    judged = cut_down(judge_edges(scores, edges, config), runs, pairs, model, config)
+    return PatchedEdges(**fields_of(judged, edges, pairs, config))
 
 
 def _cut_each(runs: EdgeRuns, pairs: PromptPairs, config: EdgePatchingConfig) -> PairScores:

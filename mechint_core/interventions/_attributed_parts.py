@@ -5,18 +5,19 @@
 The same numbers, summed over units alone, give every site by position: a map that costs nothing more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from mechint_core.interventions._granularity import NamedPart
 from mechint_core.patching import (
+    Component,
     NodeGradients,
     PairRuns,
     PairScores,
     PromptPairs,
+    Recovery,
     gradient_blocks,
     gradients_on_own_paths,
 )
@@ -35,7 +36,7 @@ class Attributed:
 
 
 def attribute(
-    runs: PairRuns, pairs: PromptPairs, parts: Sequence[NamedPart], *, n_steps: int, control_seed: int | None
+    runs: PairRuns, pairs: PromptPairs, parts: Sequence[Component], *, n_steps: int, control_seed: int | None
 ) -> Attributed:
     """Estimate all parts; from gradients at the base if `n_steps` is 0. Use it inside `differentiation(model)`."""
     clean, corrupted = np.empty((2, len(pairs)))
@@ -44,37 +45,32 @@ def attribute(
     for block in gradient_blocks(runs, pairs, control_seed=control_seed):
         clean[block.rows], corrupted[block.rows] = block.clean, block.corrupted
         products = _products(runs, block, n_steps)
-        own[:, block.rows] = [_summed(products[each.site], each) for each in parts]
+        own[:, block.rows] = _by_part(products, parts)
         for site, product in products.items():
             places[site] = places.get(site, 0.0) + _by_position(product) / len(pairs)
         if block.other is not None:
             products = _products(runs, block, n_steps, control=True)
-            control[:, block.rows] = [_summed(products[each.site], each) for each in parts]
+            control[:, block.rows] = _by_part(products, parts)
     base = clean if runs.noising else corrupted
     return Attributed(
         PairScores(clean, corrupted, base + own, None if control_seed is None else base + control), places
     )
 
 
-def grid_of(
-    parts: Sequence[NamedPart], values: Float[np.ndarray, "part"]
-) -> tuple[tuple[str, ...], Float[np.ndarray, "site column"]]:
-    """Lay the parts of each site side by side; return the names of the rows, and the grid, NaN where it is empty."""
-    rows: dict[str, list[float]] = {}
-    names: dict[str, str] = {}
-    for part, value in zip(parts, values, strict=True):
-        rows.setdefault(part.site, []).append(float(value))
-        # Heads lie at the input of a projection, but are named after their attention.
-        names[part.site] = part.label.rpartition(".")[0] if part.site.endswith(":input") else part.site
-    return tuple(names[site] for site in rows), ragged(list(rows.values()))
-
-
-def ragged(rows: Sequence[Sequence[float] | Float[np.ndarray, "column"]]) -> Float[np.ndarray, "site column"]:
-    """Lay rows of unlike lengths one below another, NaN where a row has ended."""
-    made = np.full((len(rows), max(len(row) for row in rows)), NAN)
-    for place, row in zip(made, rows, strict=True):
-        place[: len(row)] = row
+def position_grid(found: Attributed, recovery: Recovery, *, noising: bool) -> Float[np.ndarray, "site column"]:
+    """Return each site's recovery by position, NaN where it has no such position."""
+    whole = recovery.difference.value * (-1 if noising else 1)
+    made = np.full((len(found.places), max(len(each) for each in found.places.values())), NAN)
+    for row, each in zip(made, found.places.values(), strict=True):
+        row[: len(each)] = each / whole + 0.0 if recovery.defined else NAN
     return made
+
+
+def part_estimates(
+    runs: PairRuns, block: NodeGradients, parts: Sequence[Component], n_steps: int
+) -> Float[np.ndarray, "part sample"]:
+    """Return the estimates of some pairs; from gradients at the base if `n_steps` is 0."""
+    return _by_part(_products(runs, block, n_steps), parts)
 
 
 def _products(runs: PairRuns, block: NodeGradients, n_steps: int, *, control: bool = False) -> dict[str, Activation]:
@@ -85,8 +81,9 @@ def _products(runs: PairRuns, block: NodeGradients, n_steps: int, *, control: bo
     return {site: (gradient[site] * block.change(site, control=control)).double() for site in runs.sites}
 
 
-def _summed(product: Activation, of: NamedPart) -> Float[np.ndarray, "sample"]:
-    return product[where(product, of.part.position, of.part.units)].flatten(1).sum(dim=1).cpu().numpy()
+def _by_part(products: Mapping[str, Activation], parts: Sequence[Component]) -> Float[np.ndarray, "part sample"]:
+    inside = (products[each.site][where(products[each.site], each.part.position, each.part.units)] for each in parts)
+    return np.array([each.flatten(1).sum(dim=1).cpu().numpy() for each in inside])
 
 
 def _by_position(product: Activation) -> Float[np.ndarray, "position"]:

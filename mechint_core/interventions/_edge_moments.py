@@ -90,9 +90,9 @@ class _Seen:
 
 def edges_of(nodes: Components, *, output: bool) -> tuple[NodePair, ...]:
     """Return every ordered pair of nodes, by sender, in the order they run; the answer runs last."""
-    last = Component(OUTPUT, OUTPUT, Slice(), 1 + max(each.step for each in nodes.parts))
-    receivers = (*nodes.parts, *([last] if output else []))
-    return tuple(NodePair(one, other) for one in nodes.parts for other in receivers if one.before(other))
+    senders = nodes.as_they_run
+    receivers = (*senders, *([Component(OUTPUT, OUTPUT, Slice(), 1 + senders[-1].step)] if output else []))
+    return tuple(NodePair(one, other) for one in senders for other in receivers if one.before(other))
 
 
 def edge_moments(

@@ -45,8 +45,7 @@ def held_out_pairs(
         if shared:
             raise ConfigurationError(f"held-out pairs must not be discovered on too. Got {len(shared)} shared.")
         return pairs, given
-    inputs = np.concatenate([each.reshape(len(pairs), -1) for each in (pairs.clean, pairs.corrupted)], axis=1)
-    _, which = np.unique(inputs, axis=0, return_inverse=True)
+    which = pairs.groups()
     n_different = int(which.max()) + 1
     order = generator(seed, "minimal_circuit", "held out").permutation(n_different)
     judging = np.isin(which, order[: round(share * n_different)])

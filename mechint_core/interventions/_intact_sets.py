@@ -12,19 +12,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechint_core.interventions._sufficient_sets import Subset
-from mechint_core.patching import Block, Component, Edit, PairRuns, PromptPairs
+from mechint_core.patching import Block, Component, Edit, PairRuns, PromptPairs, where
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ablate:
-    """Put the donor's numbers into some units of a site."""
+    """Put the donor's numbers into parts of a site."""
 
     site: str
     donor: Float[Tensor, "sample ..."]
-    units: Bool[Tensor, "unit"]
+    ablated: Bool[Tensor, "1 ..."]
+    """Which numbers of a sample."""
 
     def apply(self, activation: Tensor, rows: slice) -> Tensor:
-        return torch.where(self.units, self.donor[rows].to(activation), activation)
+        return torch.where(self.ablated, self.donor[rows].to(activation), activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,13 @@ class Trials:
     def _edits(self, intact: Subset, block: Block) -> list[Edit]:
         edits: list[Edit] = []
         for site, donor in block.donor_activations.items():
-            units = torch.zeros(donor.shape[-1], dtype=torch.bool, device=donor.device)
+            ablated = torch.zeros_like(donor[:1])
             for number, component in enumerate(self.components):
                 if component.site == site and number not in intact:
-                    units[component.part.units or slice(None)] = True
-            if bool(units.any()):
+                    ablated[where(ablated, component.part.position, component.part.units)] = 1
+            if bool(ablated.any()):
                 filled = donor if self.mean is None else self.mean[site].expand_as(donor)
-                edits.append(_Ablate(site, filled, units))
+                edits.append(_Ablate(site, filled, ablated.bool()))
         return edits
 
 

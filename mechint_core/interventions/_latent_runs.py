@@ -19,8 +19,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mechint_core.errors import DegenerateInputError, ShapeError
 from mechint_core.models import differentiation, inference, samples_first, visited
-from mechint_core.patching import Answer, Codes, PairedConfig, derivatives, measure, nodes, read_output, score
+from mechint_core.patching import (
+    Answer,
+    Codes,
+    Component,
+    PairedConfig,
+    derivatives,
+    measure,
+    nodes,
+    read_output,
+    score,
+)
 from mechint_core.patching.parts import where
 
 Vectors = Float[Tensor, "sample position unit"]
@@ -52,13 +63,22 @@ class LatentRuns:
     inputs: Tensor
     """In the model's layout."""
     target: Int[Tensor, "sample"] | None
-    site: str
-    position: int | None
+    place: Component
+    """What the dictionary reads: a site, or one position of it."""
 
-    def observe(self) -> Seen:
-        """Run the model as it is: one forward and one backward."""
+    def observe(self, dictionary: Codes) -> Seen:
+        """Run the model as it is: one forward and one backward.
+
+        Raises
+        ------
+        ShapeError
+            If the dictionary does not read and write the site's units.
+        DegenerateInputError
+            If the site's activations are not finite.
+        """
         found = [self._differentiated(rows, None, None) for rows in self._blocks(self._n_samples)]
         vectors, gradient, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+        _check(vectors, dictionary)
         answer = Answer(self.target, None, values)
         return Seen(vectors, gradient, answer, score(values, answer, self.config.metric))
 
@@ -101,7 +121,7 @@ class LatentRuns:
             for rows in self._blocks(len(samples)):
                 here = samples[rows]
                 add = partial(self._add, change(latents[rows], here))
-                with visited(self.model, self.site, add):
+                with visited(self.model, self.place.site, add):
                     values = self._read(self.model(self._batch(here)))
                 scores[rows.cpu().numpy()] = score(values, _of(seen.answer, here), self.config.metric)
         effects = np.zeros(tuple(runs.shape))
@@ -115,24 +135,24 @@ class LatentRuns:
         """Return vectors, gradient and answers of some samples; without an answer, the run's own is the clean one."""
         with differentiation(self.model), ExitStack() as hooks:
             if shift is not None:
-                hooks.enter_context(visited(self.model, self.site, partial(self._add, shift[rows])))
-            seen = hooks.enter_context(nodes(self.model, [self.site]))
+                hooks.enter_context(visited(self.model, self.place.site, partial(self._add, shift[rows])))
+            seen = hooks.enter_context(nodes(self.model, [self.place.site]))
             values = self._read(self.model(self._batch(rows)))
             clean = values.detach() if answer is None else answer.clean[rows]
             goal = Answer(None if self.target is None else self.target[rows], None, clean)
-            (gradient,) = derivatives(measure(values, goal, self.config.metric), [seen[self.site]])
-            return self._vectors(seen[self.site].detach()), self._vectors(gradient), values.detach()
+            (gradient,) = derivatives(measure(values, goal, self.config.metric), [seen[self.place.site]])
+            return self._vectors(seen[self.place.site].detach()), self._vectors(gradient), values.detach()
 
     def _add(self, change: Float[Tensor, "row position unit"], activation: Tensor) -> Tensor:
         made = activation.clone()
         rows = samples_first(made, self.config.sample_axis)  # a view
-        place = where(rows, self.position, None)
+        place = where(rows, self.place.part.position, None)
         rows[place] += change.reshape(rows[place].shape).to(made)
         return made
 
     def _vectors(self, activation: Tensor) -> Vectors:
         rows = samples_first(activation, self.config.sample_axis)
-        chosen = rows[where(rows, self.position, None)]
+        chosen = rows[where(rows, self.place.part.position, None)]
         return chosen.reshape(len(rows), -1, chosen.shape[-1])
 
     def _read(self, output: object) -> Float[Tensor, "sample column"]:
@@ -162,6 +182,17 @@ def ablation_of_all(dictionary: Codes, vectors: Vectors) -> Vectors:
 def reconstruction_error(dictionary: Codes, vectors: Vectors) -> Vectors:
     """Return x - x_hat."""
     return vectors - dictionary.decode(dictionary.encode(vectors.to(dictionary.W_dec))).to(vectors)
+
+
+def _check(vectors: Vectors, dictionary: Codes) -> None:
+    units = vectors.shape[-1]
+    if dictionary.W_dec.shape[1:] != (units,) or dictionary.W_enc.shape != dictionary.W_dec.shape:
+        raise ShapeError(
+            f"the dictionary must read and write the site's {units} units. Got encoder rows of "
+            f"{tuple(dictionary.W_enc.shape[1:])} and decoder rows of {tuple(dictionary.W_dec.shape[1:])}."
+        )
+    if not bool(vectors.isfinite().all()):
+        raise DegenerateInputError("activations at the dictionary's site must be finite. Got NaN or infinity.")
 
 
 def _of(answer: Answer, rows: Rows) -> Answer:

@@ -60,9 +60,9 @@ class PathPlan:
         modules = tuple(glob for glob in globs[1] if glob != OUTPUT)
         everything = find((*globs[0], *modules, *globs[2]))
         steps = {each.site: each.step for each in everything.parts}
-        senders, receivers = find(globs[0], position), find(modules).parts if modules else ()
+        senders, receivers = find(globs[0], position), find(modules).as_they_run if modules else ()
         return cls(
-            senders=tuple(replace(each, step=steps[each.site]) for each in senders.parts),
+            senders=tuple(replace(each, step=steps[each.site]) for each in senders.as_they_run),
             receivers=tuple(replace(each, step=steps[each.site]) for each in receivers),
             columns=(*(each.name for each in receivers), *([OUTPUT] if to_answer else [])),
             held=everything.sites,

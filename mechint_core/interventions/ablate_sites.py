@@ -15,35 +15,38 @@ Chunked over: samples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 from torch import nn
 
-from mechint_core.figure import Bars, Figure
+from mechint_core.figure import Bars, Figure, Matrix
 from mechint_core.interventions._ablation import Ablation, ablated_blocks, check_ablation
-from mechint_core.interventions._granularity import Granularity, NamedPart, check_granularity, named_parts
 from mechint_core.models import inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
+    Components,
     Displaced,
     Edit,
+    Granularity,
     PairedConfig,
     PairRuns,
     PairScores,
     PromptPairs,
     Write,
+    check_components,
+    component_grid,
     damage,
+    find_components,
     mean_effects,
     own_pairs,
     random_directions,
     recovery_of,
+    stand_out,
 )
 from mechint_core.random import generator
 from mechint_core.result import Estimate, Result
 
-ALPHA: Final = 0.05
-"""A part matters if its p-value is at most this and its interval lies above its null."""
 _SHOWN = 8
 
 
@@ -68,7 +71,7 @@ class AblateSitesConfig(PairedConfig):
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
         check_ablation(self.ablation)
-        check_granularity(self.by, self.sites, self.position)
+        check_components(self.by, self.position, sites=self.sites)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,14 @@ class AblatedSites(Result):
             title="What losing one part costs the answer (tick: a random push of the same size)",
             value_label="damage, in the metric's units",
         ),
+        Matrix(
+            values="grid",
+            y="site",
+            title="The same as a map: by layer, position, head or unit",
+            x_label="layer, position, head or unit",
+            value_label="damage",
+            diverging=True,
+        ),
     )
 
     largest: Estimate
@@ -109,6 +120,10 @@ class AblatedSites(Result):
     """Of `all_ablated`; not clipped, NaN where that is within noise."""
     share_low: Float[np.ndarray, "part"]
     share_high: Float[np.ndarray, "part"]
+    site: Annotated[tuple[str, ...], "site"]
+    """Rows of the grid: sites, or attention modules; by site, names without the first number in them, the layer."""
+    grid: Float[np.ndarray, "site column"]
+    """Damage by layer, position, head or unit; NaN where there is no such part."""
     intact: float
     """Mean metric of the intact model."""
     defined: bool
@@ -121,23 +136,23 @@ class AblatedSites(Result):
 
     def reading(self) -> str:
         """Name the parts whose loss matters, in the model's order."""
-        rows = zip(self.part, self.damage, self.low, self.high, self.null, self.p_value, self.share, strict=True)
-        damaging = [
-            f"{name} {value:.3g} [{low:.3g}, {high:.3g}]" + (f", {share:.0%} of all" if self.defined else "")
-            for name, value, low, high, null, p, share in rows
-            if _matters(low, null, p)
+        damaging = np.flatnonzero(stand_out(self.low, self.null, self.p_value))
+        shown = [
+            f"{self.part[k]} {self.damage[k]:.3g} [{self.low[k]:.3g}, {self.high[k]:.3g}]"
+            + (f", {self.share[k]:.0%} of all" if self.defined else "")
+            for k in sorted(sorted(damaging, key=lambda k: -self.damage[k])[:_SHOWN])
         ]
         rival = "a random push of its size" if self.null.any() else "nothing"
-        if not damaging:
+        if not len(damaging):
             return (
                 f"No part's loss damages the answer more than {rival} "
                 f"(smallest adjusted p = {self.p_value.min():.2g}, {self.n_samples} samples)."
             )
-        more = f" and {len(damaging) - _SHOWN} more" if len(damaging) > _SHOWN else ""
+        more = f", and smaller damage at {len(damaging) - _SHOWN} more" if len(damaging) > _SHOWN else ""
         others = "" if len(damaging) == len(self.part) else " The others are not distinguishable from their null."
         return (
             f"Ablating one part damages the answer more than {rival} does at {len(damaging)} of {len(self.part)} "
-            f"parts, in the model's order: {'; '.join(damaging[:_SHOWN])}{more}.{others}"
+            f"parts, in the model's order: {'; '.join(shown)}{more}.{others}"
         )
 
 
@@ -217,24 +232,25 @@ def ablate_sites(
     label = target if label is None else label
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(inputs[:2], model), config.sample_axis)
-        usable, parts = named_parts(
+        found = find_components(
             model,
             few,
             config.sites,
-            config.by,
+            by=config.by,
             sample_axis=config.sample_axis,
             position=config.position,
             n_heads=config.n_heads,
+            heads_only=True,
         )
-        runs = PairRuns(model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row)
-        scores = _scores(runs, given, parts, label, config)
-    return _result(scores, tuple(each.label for each in parts), usable.n_skipped, config)
+        runs = PairRuns(model=model, config=config, sites=found.sites, bytes_per_row=found.bytes_per_row)
+        scores = _scores(runs, given, found, label, config)
+    return _result(scores, found, config)
 
 
 def _scores(
     runs: PairRuns,
     inputs: PromptPairs,
-    parts: Sequence[NamedPart],
+    components: Components,
     label: Int[np.ndarray, "sample"] | None,
     config: AblateSitesConfig,
 ) -> PairScores:
@@ -242,28 +258,29 @@ def _scores(
     draws = {site: generator(config.seed, "ablate_sites", "control", site) for site in runs.sites}
     intact, found = np.empty(len(inputs)), list[np.ndarray]()
     for block, donors in ablated_blocks(runs, inputs, config.ablation, label, caches=3 if config.control else 2):
-        ablations = [Write(each.site, donors[each.site], each.part) for each in parts]
+        ablations = [Write(each.site, donors[each.site], each.part) for each in components.parts]
         experiments: list[Sequence[Edit]] = [ablations, *([one] for one in ablations)]
         if config.control:
             aside = {site: random_directions(each, draws[site]) for site, each in block.base_activations.items()}
             experiments += [[Displaced(one, aside[one.site])] for one in ablations]
         intact[block.rows] = block.clean
         found.append(runs.score_experiments(block, experiments))
-    everything, own, displaced = np.split(np.concatenate(found, axis=1), [1, 1 + len(parts)])
+    everything, own, displaced = np.split(np.concatenate(found, axis=1), [1, 1 + len(components.parts)])
     return PairScores(intact, everything[0], own, displaced if config.control else None)
 
 
-def _result(scores: PairScores, parts: tuple[str, ...], n_skipped: int, config: AblateSitesConfig) -> AblatedSites:
+def _result(scores: PairScores, components: Components, config: AblateSitesConfig) -> AblatedSites:
     scale = float(np.abs([scores.clean, scores.corrupted]).mean())
     lost = damage(scores.clean, scores.patched, config.metric)
     displaced = None if scores.control is None else damage(scores.clean, scores.control, config.metric)
     every = damage(scores.clean, scores.corrupted[None], config.metric)
     found = mean_effects(lost, displaced, config=config, scale=scale, side="greater")
     shares = recovery_of(scores, noising=True, n_draws=config.n_draws, level=config.level, seed=config.seed)
+    site, grid = component_grid(components.names, found.value, config.by)
     return AblatedSites(
         largest=found[int(found.value.argmax())],
         all_ablated=mean_effects(every, config=config, scale=scale)[0],
-        part=parts,
+        part=components.names,
         damage=found.value,
         low=found.low,
         high=found.high,
@@ -272,13 +289,11 @@ def _result(scores: PairScores, parts: tuple[str, ...], n_skipped: int, config: 
         share=shares.value,
         share_low=shares.low,
         share_high=shares.high,
+        site=site,
+        grid=grid,
         intact=float(scores.clean.mean()),
         defined=shares.defined,
         n_samples=len(scores.clean),
-        n_damaging=sum(_matters(*each) for each in zip(found.low, found.null, found.p_value, strict=True)),
-        n_skipped=n_skipped,
+        n_damaging=int(stand_out(found.low, found.null, found.p_value).sum()),
+        n_skipped=components.n_skipped,
     )
-
-
-def _matters(low: float, null: float, p_value: float) -> bool:
-    return bool(low > null and p_value <= ALPHA)

@@ -6,11 +6,13 @@ The interactive counterpart of `patch_sites`, on the same engine, for any loss a
 in eval mode (a loss under dropout is a loss of noise), the clean activation written into the corrupted run.
 
 A loss of one's own has an interval if it can be taken apart by sample: if its values on single samples have the mean,
-or the sum, that it gives for all of them, on the clean and on the corrupted outputs. That is tried, not assumed.
+or the sum, that it gives for all of them, on the clean and on the corrupted outputs. A loss that holds on to the
+targets of all samples cannot be asked about one; there, samples of the corrupted output are exchanged one by one, and
+what each changes must add up. That is tried, not assumed.
 
 Source: [@zhang2024].
-Cost: one pass per component, all of them packed together; three forwards per component with a loss that cannot be
-taken apart.
+Cost: one pass per component, all of them packed together, and one loss per sample; three forwards per component with a
+loss that cannot be taken apart.
 """
 
 import warnings
@@ -37,16 +39,17 @@ from mechint_core.models import (
 )
 from mechint_core.patching import (
     ROUNDING,
+    Component,
+    Components,
     PairedConfig,
     PairRuns,
     PairScores,
     PromptPairs,
-    Slice,
     Write,
     attention_heads,
+    find_components,
     recovery_of,
     run_experiments,
-    usable_sites,
 )
 from mechint_core.result import NAN
 
@@ -108,6 +111,7 @@ class ActivationPatcher:
         self.model = model
         self.layer_name = layer_name
         self.sample_axis = sample_axis
+        self.n_heads = n_heads
         self.heads = {
             each.label(head): (each, head)
             for each in attention_heads(model, n_heads=n_heads)
@@ -173,60 +177,73 @@ class ActivationPatcher:
         clean, corrupted = self._inputs(clean_input, corrupted_input)
         with inference(self.model):
             parts, bytes_per_row = self._parts(clean, components)
-            scores = self._scores(clean, corrupted, list(parts.values()), bytes_per_row, loss_fn)
+            scores = self._scores(clean, corrupted, parts, bytes_per_row, loss_fn)
             if scores is not None:
-                outcomes = dict(zip(parts, _outcomes(scores), strict=True))
+                outcomes = {each.name: outcome for each, outcome in zip(parts, _outcomes(scores), strict=True)}
             else:
-                places = {name: [(site, part.units)] for name, (site, part) in parts.items()}
-                outcomes = {name: self._outcome(clean, corrupted, each, loss_fn) for name, each in places.items()}
+                outcomes = {
+                    each.name: self._outcome(clean, corrupted, [(each.site, each.part.units)], loss_fn)
+                    for each in parts
+                }
                 for outcome in outcomes.values():
                     outcome.update(recovery_low=NAN, recovery_high=NAN)
         return dict(sorted(outcomes.items(), key=lambda item: _rank(item[1])))
 
-    def _parts(self, inputs: Tensor, globs: Sequence[str]) -> tuple[dict[str, tuple[str, Slice]], int]:
-        """Return the components by name, and the memory of their activations for one sample."""
+    def _parts(self, inputs: Tensor, globs: Sequence[str]) -> tuple[list[Component], int]:
+        """Return modules and heads, and the memory of their activations for one sample."""
         named = [label for label in self.heads if any(fnmatchcase(label, glob) for glob in globs)]
-        modules = [glob for glob in globs if not any(fnmatchcase(label, glob) for label in named) or "*" in glob]
-        sites = dict.fromkeys(self.heads[label][0].site for label in named)
-        usable = usable_sites(
-            self.model, inputs, [*modules, *sites], sample_axis=self._sample_axis(inputs), position=None
-        )
-        whole = {site: (site, Slice()) for site in usable.sites if site not in sites}
-        heads = {label: (self.heads[label][0].site, Slice(units=self._units(label))) for label in named}
-        return whole | heads, usable.bytes_per_row
+        names = [name for name, _ in self.model.named_modules()]
+        modules = [
+            glob
+            for glob in globs
+            if not any(fnmatchcase(label, glob) for label in named) or any(fnmatchcase(name, glob) for name in names)
+        ]
+        axis, n_heads = self._sample_axis(inputs), self.n_heads
+        found: list[Components] = []
+        if modules:
+            found.append(find_components(self.model, inputs, modules, by="site", sample_axis=axis))
+        if named:
+            found.append(
+                find_components(
+                    self.model, inputs, named, by="head", sample_axis=axis, n_heads=n_heads, heads_only=True
+                )
+            )
+        return [part for each in found for part in each.parts], sum(each.bytes_per_row for each in found)
 
     def _scores(
         self,
         clean: Tensor,
         corrupted: Tensor,
-        parts: Sequence[tuple[str, Slice]],
+        parts: Sequence[Component],
         bytes_per_row: int,
         loss_fn: Loss | None,
     ) -> PairScores | None:
         """Return the loss of every sample in every run; None if the loss cannot be taken apart."""
         axis = self._sample_axis(clean)
-        sites = tuple(dict.fromkeys(site for site, _ in parts))
+        sites = tuple(dict.fromkeys(each.site for each in parts))
         config = PairedConfig(metric="distance", sample_axis=axis)
         if loss_fn is None:
             runs = PairRuns(model=self.model, config=config, sites=sites, bytes_per_row=bytes_per_row)
             pairs = PromptPairs(*(samples_first(each, axis).cpu().numpy() for each in (clean, corrupted)))
-            return runs.score_parts(pairs, parts)
+            return runs.score_parts(pairs, [(each.site, each.part) for each in parts])
         with capture(self.model, sites) as seen:
             clean_output = self.model(clean)
         donors = {site: samples_first(values, axis) for site, values in seen.items()}
         corrupted_output = self.model(corrupted)
-        losses_of = _LossBySample.of(loss_fn, (clean_output, corrupted_output), axis)
+        losses_of = _LossBySample.of(loss_fn, (clean_output, corrupted_output), axis) or _LossByExchange.of(
+            loss_fn, clean_output, corrupted_output, axis
+        )
         if losses_of is None:
             return None
-        experiments = [[Write(site, donors[site], part)] for site, part in parts]
+        experiments = [[Write(each.site, donors[each.site], each.part)] for each in parts]
         losses = np.empty((len(parts), clean.shape[axis]))
         for pieces, output in run_experiments(
             self.model, corrupted, experiments, batch_rows=config.batch_rows, sample_axis=axis
         ):
-            found = losses_of(output)
             for piece in pieces:
-                losses[piece.experiment, piece.rows] = found[piece.place]
-        return PairScores(losses_of(clean_output), losses_of(corrupted_output), losses)
+                losses[piece.experiment, piece.rows] = losses_of(output, piece.place, piece.rows)
+        every = slice(0, clean.shape[axis])
+        return PairScores(losses_of(clean_output, every, every), losses_of(corrupted_output, every, every), losses)
 
     def _units(self, label: str) -> slice:
         heads, head = self.heads[label]
@@ -302,7 +319,8 @@ class _LossBySample:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a loss that holds on to all samples may warn of their number
-                alone = np.array([cls(loss_fn, sample_axis)(output).mean() for output in outputs])
+                every = slice(0, n_samples)
+                alone = np.array([cls(loss_fn, sample_axis)(output, every, every).mean() for output in outputs])
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None
         for scale in (1, n_samples):  # a mean, or a sum
@@ -310,10 +328,44 @@ class _LossBySample:
                 return cls(loss_fn, sample_axis, scale)
         return None
 
-    def __call__(self, output: Any) -> Float[np.ndarray, "sample"]:
+    def __call__(self, output: Any, place: slice, rows: slice) -> Float[np.ndarray, "sample"]:  # noqa: ARG002
+        """Return the loss of each sample at `place` of an output; they are `rows` of all samples."""
         values = activation_of(output)
-        alone = (values.narrow(self.sample_axis, row, 1) for row in range(values.shape[self.sample_axis]))
+        alone = (values.narrow(self.sample_axis, row, 1) for row in range(place.start, place.stop))
         return self.scale * np.array([_number(self.loss_fn(with_activation(output, each))) for each in alone])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LossByExchange:
+    """A loss that is a sum over samples, each by its place: l_i(y) = L + n (L with sample i exchanged for y - L)."""
+
+    loss_fn: Loss
+    output: Any
+    """In which samples are exchanged, one at a time."""
+    sample_axis: int
+
+    @classmethod
+    def of(cls, loss_fn: Loss, clean: Any, corrupted: Any, sample_axis: int) -> "_LossByExchange | None":
+        """Try it on the clean output, and on half of it; None if what single samples change does not add up."""
+        made, ours = cls(loss_fn, corrupted, sample_axis), samples_first(activation_of(clean), sample_axis)
+        alone, half = made(clean, slice(0, len(ours)), slice(0, len(ours))), activation_of(corrupted).clone()
+        samples_first(half, sample_axis)[::2] = ours[::2]
+        wanted = np.array([_number(loss_fn(clean)), _number(loss_fn(with_activation(corrupted, half)))])
+        base = _number(loss_fn(corrupted))
+        found = base + np.array([(alone - base).sum(), (alone - base)[::2].sum()]) / len(ours)
+        rounding = 1e-6 * max(abs(base), *np.abs(wanted))
+        return made if len(ours) > 1 and np.allclose(found, wanted, rtol=1e-4, atol=rounding) else None
+
+    def __call__(self, output: Any, place: slice, rows: slice) -> Float[np.ndarray, "sample"]:
+        """Return the loss of each sample at `place` of an output; they are `rows` of all samples."""
+        given, base = samples_first(activation_of(output), self.sample_axis)[place], _number(self.loss_fn(self.output))
+        whole = activation_of(self.output).clone()
+        samples, losses = samples_first(whole, self.sample_axis), np.empty(len(given))
+        for at, row in enumerate(range(rows.start, rows.stop)):
+            own, samples[row] = samples[row].clone(), given[at]
+            losses[at] = _number(self.loss_fn(with_activation(self.output, whole)))
+            samples[row] = own
+        return base + len(samples) * (losses - base)
 
 
 def _ratio(clean: float, corrupted: float, patched_loss: float) -> float:

@@ -18,38 +18,38 @@ backwards per site more, twice with control. Verification: 2 + n_verified forwar
 Chunked over: prompt pairs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from torch import nn
 
 from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Bars, Figure, Matrix, Scatter
-from mechint_core.interventions._attributed_parts import Attributed, attribute, grid_of, ragged
-from mechint_core.interventions._granularity import Granularity, NamedPart, check_granularity, named_parts
+from mechint_core.interventions._attributed_parts import Attributed, attribute, position_grid
 from mechint_core.models import differentiation, inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
-    ROUNDING,
-    Agreement,
+    Components,
+    Granularity,
     PairedConfig,
     PairRuns,
-    PairScores,
     PromptPairs,
     Recovery,
-    agreement_of,
+    check_components,
+    choose_to_verify,
+    component_grid,
+    find_components,
     recovery_of,
+    stand_out,
+    verify,
 )
 from mechint_core.random import generator
-from mechint_core.result import NAN, Estimate, Result
+from mechint_core.result import Estimate, Result
 
 Method = Literal["gradient", "integrated"]
 Way = Literal["denoising", "noising"]
 
-ALPHA: Final = 0.05
-"""A part carries the answer if its p-value is at most this and its interval lies above its null."""
 _FLAT: Final = ("kl", "distance")
 """Metrics that are least at the clean run, where their gradient is 0."""
 _SHOWN = 8
@@ -80,7 +80,7 @@ class AttributionPatchingConfig(PairedConfig):
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
-        check_granularity(self.by, self.sites, self.position)
+        check_components(self.by, self.position, sites=self.sites)
         for name, choices in (("direction", Way), ("method", Method)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(
@@ -123,8 +123,8 @@ class AttributionPatching(Result):
         Matrix(
             values="grid",
             y="site",
-            title="The same by site and position, head or unit",
-            x_label="position, head or unit",
+            title="The same by site and position, or by layer, head or unit",
+            x_label="position, layer, head or unit",
             value_label="estimated share",
             diverging=True,
         ),
@@ -158,9 +158,9 @@ class AttributionPatching(Result):
     """Estimated recovery by another prompt's activation; 0 when noising, or without control."""
     p_value: Float[np.ndarray, "part"]
     site: Annotated[tuple[str, ...], "site"]
-    """Rows of the grid."""
+    """Rows of the grid: sites, or attention modules; by site at one position, names without the layer's number."""
     grid: Float[np.ndarray, "site column"]
-    """Recovery by head or unit of each site, else by position; NaN where a site has no such column."""
+    """Recovery by position, head or unit of each site; by site at one position, by layer. NaN where there is none."""
     verified: Annotated[tuple[str, ...], "example"]
     """The parts that were patched exactly, the strongest first, then the random ones."""
     verified_points: Float[np.ndarray, "example coordinate"]
@@ -188,7 +188,7 @@ class AttributionPatching(Result):
 
     def _finding(self) -> str:
         does = "destroy" if self.noising else "restore"
-        carries = _carrying(self.low, self.null, self.p_value)
+        carries = stand_out(self.low, self.null, self.p_value)
         carrying = [
             f"{self.part[k]} {self.recovery[k]:.2f} [{self.low[k]:.2f}, {self.high[k]:.2f}]"
             for k in np.argsort(-self.recovery, kind="stable")
@@ -304,75 +304,59 @@ def attribution_patching(
     pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
     with memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         with inference(model):
-            usable, parts = named_parts(
+            components = find_components(
                 model,
                 samples_to(to_model(pairs.clean[:2], model), config.sample_axis),
                 config.sites,
-                config.by,
+                by=config.by,
                 sample_axis=config.sample_axis,
                 position=config.position,
                 n_heads=config.n_heads,
+                heads_only=True,
             )
         runs = PairRuns(
             model=model,
             config=config,
-            sites=tuple(dict.fromkeys(each.site for each in parts)),
-            bytes_per_row=usable.bytes_per_row,
+            sites=components.sites,
+            bytes_per_row=components.bytes_per_row,
             noising=config.noising,
         )
         with differentiation(model):
             found = attribute(
                 runs,
                 pairs,
-                parts,
+                components.parts,
                 n_steps=config.n_steps if config.method == "integrated" else 0,
                 control_seed=config.seed if config.control and not config.noising else None,
             )
         recovery = recovery_of(
             found.scores, noising=config.noising, n_draws=config.n_draws, level=config.level, seed=config.seed
         )
-        verified = _to_verify(recovery, config)
-        with inference(model):
-            chosen = [(parts[k].site, parts[k].part) for k in verified]
-            exact = runs.score_parts(pairs, chosen) if chosen else None
-    return _result(found, recovery, parts, verified, exact, usable.n_skipped, config)
-
-
-def _to_verify(found: Recovery, config: AttributionPatchingConfig) -> Int[np.ndarray, "example"]:
-    """Choose parts: half of `n_verified` the strongest, either sign, half of the others at random."""
-    if not found.defined:
-        return np.arange(0)
-    strongest = np.argsort(-np.abs(found.value), kind="stable")
-    n = min(config.n_verified, len(strongest))
-    sure, others = np.split(strongest, [-(-n // 2)])
-    return np.concatenate([sure, generator(config.seed, "verified").choice(others, size=n - len(sure), replace=False)])
+        verified = choose_to_verify(recovery, config.n_verified, generator(config.seed, "verified"))
+        chosen = [components.parts[k] for k in verified]
+        exact = np.empty((0, len(pairs)))
+        if chosen:
+            with inference(model):
+                exact = runs.score_parts(pairs, [(each.site, each.part) for each in chosen]).patched
+    checked = verify(found.scores, recovery, verified, exact, noising=config.noising, config=config)
+    return _result(found, recovery, components, checked.fields(components.names), config)
 
 
 def _result(
     found: Attributed,
     recovery: Recovery,
-    parts: Sequence[NamedPart],
-    verified: Int[np.ndarray, "example"],
-    exact: PairScores | None,
-    n_skipped: int,
+    components: Components,
+    verification: dict[str, Any],
     config: AttributionPatchingConfig,
 ) -> AttributionPatching:
-    base = found.scores.clean if config.noising else found.scores.corrupted
-    patched = np.empty((0, len(base))) if exact is None else exact.patched
-    effect = float((found.scores.clean - found.scores.corrupted).mean()) * (-1 if config.noising else 1)
-    agreement = _agreement(found.scores.patched[verified] - base, patched - base, found.scores, config)
-    exactly = (patched - base).mean(axis=1) / effect + 0.0 if len(patched) else np.empty(0)
-    site, grid = grid_of(parts, recovery.value)
-    if config.by == "site" and config.position is None and recovery.defined:
-        grid = ragged([found.places[each] / effect + 0.0 for each in site])
+    site, grid = component_grid(components.names, recovery.value, config.by)
+    if config.by == "site" and config.position is None:
+        site, grid = components.sites, position_grid(found, recovery, noising=config.noising)
     return AttributionPatching(
-        strongest=_strongest(recovery, config.level),
+        **verification,
+        strongest=recovery.strongest(),
         difference=recovery.difference,
-        correlation=agreement.correlation,
-        rank_correlation=agreement.rank_correlation,
-        sign_agreement=agreement.signs,
-        relative_error=agreement.error,
-        part=tuple(each.label for each in parts),
+        part=components.names,
         recovery=recovery.value,
         low=recovery.low,
         high=recovery.high,
@@ -380,47 +364,10 @@ def _result(
         p_value=recovery.p_value,
         site=site,
         grid=grid,
-        verified=tuple(parts[k].label for k in verified),
-        verified_points=np.stack([recovery.value[verified], exactly], axis=1),
         defined=recovery.defined,
-        trusted=agreement.trusted,
         noising=config.noising,
         integrated=config.method == "integrated",
-        n_pairs=len(base),
-        n_carrying=int(_carrying(recovery.low, recovery.null, recovery.p_value).sum()),
-        n_skipped=n_skipped,
+        n_pairs=len(found.scores.clean),
+        n_carrying=int(stand_out(recovery.low, recovery.null, recovery.p_value).sum()),
+        n_skipped=components.n_skipped,
     )
-
-
-def _agreement(
-    estimated: Float[np.ndarray, "example sample"],
-    exact: Float[np.ndarray, "example sample"],
-    scores: PairScores,
-    config: AttributionPatchingConfig,
-) -> Agreement:
-    n = len(exact)
-    drawn = np.arange(n) >= -(-n // 2) if n < len(scores.patched) else np.zeros(n, dtype=bool)
-    rounding = ROUNDING * float(np.abs([scores.clean, scores.corrupted]).mean())
-    return agreement_of(
-        estimated,
-        exact,
-        sampled=drawn,
-        rounding=rounding,
-        n_draws=config.n_draws,
-        level=config.level,
-        seed=config.seed,
-    )
-
-
-def _strongest(found: Recovery, level: float) -> Estimate:
-    if not found.defined:
-        return Estimate(NAN, level=level)
-    at = int(found.value.argmax())
-    parts = (found.value, found.low, found.high, found.null, found.p_value)
-    return Estimate(*(float(part[at]) for part in parts), level=level)
-
-
-def _carrying(
-    low: Float[np.ndarray, "part"], null: Float[np.ndarray, "part"], p_value: Float[np.ndarray, "part"]
-) -> Bool[np.ndarray, "part"]:
-    return (low > null) & (p_value <= ALPHA)

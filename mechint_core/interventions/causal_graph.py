@@ -38,8 +38,7 @@ from mechint_core.patching import (
     PairedConfig,
     PairRuns,
     PromptPairs,
-    check_globs,
-    check_granularity,
+    check_components,
     find_components,
     resampling_weights,
 )
@@ -60,7 +59,7 @@ class CausalGraphConfig(PairedConfig):
     sites: tuple[str, ...] = ("*",)
     """Globs over module names: the nodes. Name components (attention, mlps) rather than blocks that contain them."""
     by: Granularity = "site"
-    """site; head: attention modules head by head (by what they write); unit: every coordinate."""
+    """site; head: attention modules head by head (by what they write); position; unit: every coordinate."""
     output: bool = True
     """Whether the model's answer is a node too."""
     control: bool = True
@@ -70,8 +69,7 @@ class CausalGraphConfig(PairedConfig):
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
-        check_globs(sites=self.sites)
-        check_granularity(self.by)
+        check_components(self.by, sites=self.sites)
         if not 0 < self.false_discovery < 1:
             raise ConfigurationError(f"false_discovery must lie strictly between 0 and 1. Got {self.false_discovery}.")
 

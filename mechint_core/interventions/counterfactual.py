@@ -27,7 +27,6 @@ from torch import nn
 
 from mechint_core.errors import ConfigurationError, ShapeError
 from mechint_core.figure import Curve, Figure, Histogram
-from mechint_core.interventions._granularity import one_site
 from mechint_core.interventions._variables import (
     Coordinate,
     Intervene,
@@ -46,6 +45,7 @@ from mechint_core.patching import (
     PairedConfig,
     PairRuns,
     PromptPairs,
+    find_site,
     intact_blocks,
     mean_effects,
     own_pairs,
@@ -244,8 +244,8 @@ def counterfactual(
     others = None if config.kind != "interpolate" else _checked_source(inputs, source)
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(inputs[:2], model), config.sample_axis)
-        usable = one_site(model, few, config.site, sample_axis=config.sample_axis, position=config.position)
-        runs = PairRuns(model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row)
+        found = find_site(model, few, config.site, sample_axis=config.sample_axis, position=config.position)
+        runs = PairRuns(model=model, config=config, sites=found.sites, bytes_per_row=found.bytes_per_row)
         intact, scores, control = _responses(runs, given, others, _variable(vector, dictionary, config), config)
     return _result(intact, scores, control, config)
 

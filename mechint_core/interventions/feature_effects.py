@@ -28,13 +28,13 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import nn
 
-from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
+from mechint_core.errors import ConfigurationError, DegenerateInputError
 from mechint_core.figure import Bars, Figure, Scatter
 from mechint_core.interventions._latent_ranking import Encoder, Ranking, codes_of, estimated_effects, rank_latents
 from mechint_core.interventions._latent_runs import LatentRuns, Seen, ablation_of_all, reconstruction_error
 from mechint_core.interventions._turned_dictionary import turned_dictionaries
 from mechint_core.kernels.false_discovery import false_discovery_rate
-from mechint_core.models import memory_remedy, samples_to, to_model
+from mechint_core.models import inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
     ROUNDING,
     Agreement,
@@ -42,8 +42,10 @@ from mechint_core.patching import (
     MeanEffects,
     PairedConfig,
     agreement_of,
+    find_site,
     mean_effects,
     own_pairs,
+    read_place,
 )
 from mechint_core.patching.agreement import TRUSTED_CORRELATION
 from mechint_core.random import generator
@@ -224,7 +226,7 @@ def feature_effects(
     DegenerateInputError
         If inputs, activations or outputs are not finite, or no latent is active.
     NotFoundError
-        If the model has no such module.
+        If the model has no such module, or it does not give one activation per sample (with this position).
     MemoryBudgetError
         If a pass does not fit in memory.
 
@@ -257,18 +259,19 @@ def feature_effects(
     (0.0, 16, 16)
     """
     data = own_pairs(inputs, target, None, config.metric)
-    kept, (site, position) = _kept(len(data), config), _place(dictionary, config)
+    kept, (site, position) = _kept(len(data), config), read_place(config.site or dictionary.site)
     with memory_remedy(f"Use batch_rows below {config.batch_rows}, or fewer n_samples."):
+        few = samples_to(to_model(data.clean[:2], model), config.sample_axis)
+        with inference(model):
+            (found,) = find_site(model, few, site, sample_axis=config.sample_axis, position=position).parts
         runs = LatentRuns(
             model=model,
             config=config,
             inputs=samples_to(to_model(data.clean[kept], model), config.sample_axis),
             target=None if data.target is None else to_model(data.target[kept], model),
-            site=site,
-            position=position,
+            place=found,
         )
-        seen = runs.observe()
-        _check(seen, dictionary)
+        seen = runs.observe(dictionary)
         return _result(_measured(runs, seen, dictionary, config), seen, config)
 
 
@@ -290,28 +293,6 @@ def _kept(n_inputs: int, config: FeatureEffectsConfig) -> Int[np.ndarray, "sampl
     if n_inputs <= config.n_samples:
         return np.arange(n_inputs)
     return np.sort(generator(config.seed, "feature_effects", "inputs").permutation(n_inputs)[: config.n_samples])
-
-
-def _place(dictionary: Codes, config: FeatureEffectsConfig) -> tuple[str, int | None]:
-    """Read `name` or `name@position`."""
-    label = config.site or dictionary.site
-    name, at, position = label.partition("@")
-    if not name or (at and not position.lstrip("-").isdigit()):
-        raise ConfigurationError(
-            f"the dictionary's site must be a module's name, or name@position. Got {label!r}. Set config.site."
-        )
-    return name, int(position) if at else None
-
-
-def _check(seen: Seen, dictionary: Codes) -> None:
-    units = seen.vectors.shape[-1]
-    if dictionary.W_dec.shape[1:] != (units,) or dictionary.W_enc.shape != dictionary.W_dec.shape:
-        raise ShapeError(
-            f"the dictionary must read and write the site's {units} units. Got encoder rows of "
-            f"{tuple(dictionary.W_enc.shape[1:])} and decoder rows of {tuple(dictionary.W_dec.shape[1:])}."
-        )
-    if not bool(seen.vectors.isfinite().all()):
-        raise DegenerateInputError("activations at the dictionary's site must be finite. Got NaN or infinity.")
 
 
 def _measured(runs: LatentRuns, seen: Seen, dictionary: Codes, config: FeatureEffectsConfig) -> _Measured:

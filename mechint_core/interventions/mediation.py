@@ -17,7 +17,6 @@ Cost: (8 + 3 P) forwards of all pairs for P mediators, (6 + 2 P) without the con
 Chunked over: prompt pairs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final
 
@@ -26,18 +25,20 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import nn
 
 from mechint_core.figure import Bars, Figure
-from mechint_core.interventions._granularity import Granularity, NamedPart, check_granularity, named_parts
 from mechint_core.models import inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
     Block,
+    Components,
     Edit,
+    Granularity,
     PairedConfig,
     PairRuns,
     PairScores,
     PromptPairs,
     Recovery,
-    Usable,
     Write,
+    check_components,
+    find_components,
     mean_effects,
     other_pairs,
     recovery_of,
@@ -66,7 +67,7 @@ class MediationConfig(PairedConfig):
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
-        check_granularity(self.by, self.sites, self.position)
+        check_components(self.by, self.position, sites=self.sites)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,17 +239,18 @@ def mediation(
     pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(clean[:2], model), config.sample_axis)
-        usable, parts = named_parts(
+        mediators = find_components(
             model,
             few,
             config.sites,
-            config.by,
+            by=config.by,
             sample_axis=config.sample_axis,
             position=config.position,
             n_heads=config.n_heads,
+            heads_only=True,
         )
-        outcomes = _outcomes(model, pairs, usable, parts, config)
-    return _result(outcomes, parts, usable.n_skipped, config)
+        outcomes = _outcomes(model, pairs, mediators, config)
+    return _result(outcomes, mediators, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,27 +267,25 @@ class _Outcomes:
     """Corrupted input, another clean prompt's mediators."""
 
 
-def _outcomes(
-    model: nn.Module, pairs: PromptPairs, usable: Usable, parts: Sequence[NamedPart], config: MediationConfig
-) -> _Outcomes:
+def _outcomes(model: nn.Module, pairs: PromptPairs, mediators: Components, config: MediationConfig) -> _Outcomes:
     def experiments(block: Block) -> list[list[Edit]]:
-        held: list[Edit] = [Write(each.site, block.donor_activations[each.site], each.part) for each in parts]
+        held: list[Edit] = [Write(each.site, block.donor_activations[each.site], each.part) for each in mediators.parts]
         return [held, *([one] for one in held)]
 
     others = other_pairs(len(pairs), config.seed) if config.control else None
     into_corrupted, into_clean = (
         PairRuns(
-            model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row, noising=noising
+            model=model, config=config, sites=mediators.sites, bytes_per_row=mediators.bytes_per_row, noising=noising
         ).score_pairs(pairs, experiments, others=None if noising else others)
         for noising in (False, True)
     )
-    own, control = np.split(into_corrupted.patched, [1 + len(parts)])
+    own, control = np.split(into_corrupted.patched, [1 + len(mediators.parts)])
     return _Outcomes(
         into_corrupted.clean, into_corrupted.corrupted, own, into_clean.patched, control if config.control else None
     )
 
 
-def _result(y: _Outcomes, parts: Sequence[NamedPart], n_skipped: int, config: MediationConfig) -> Mediation:
+def _result(y: _Outcomes, mediators: Components, config: MediationConfig) -> Mediation:
     scale = float(np.abs([y.y11, y.y00]).mean())
     nothing = np.zeros_like(y.y01)
     total = y.y11 - y.y00
@@ -315,7 +315,7 @@ def _result(y: _Outcomes, parts: Sequence[NamedPart], n_skipped: int, config: Me
     return Mediation(
         **of_all,
         proportion=_proportion(shares, of_all["natural_indirect"].p_value, config.level),
-        part=tuple(each.label for each in parts),
+        part=mediators.names,
         indirect=found.value,
         low=found.low,
         high=found.high,
@@ -331,7 +331,7 @@ def _result(y: _Outcomes, parts: Sequence[NamedPart], n_skipped: int, config: Me
         defined=shares.defined,
         n_pairs=len(total),
         n_mediating=int(_mediating(found.low, found.high, found.null, found.p_value).sum()),
-        n_skipped=n_skipped,
+        n_skipped=mediators.n_skipped,
     )
 
 

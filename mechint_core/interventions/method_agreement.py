@@ -27,23 +27,26 @@ from torch import nn
 from mechint_core.errors import ConfigurationError, DegenerateInputError
 from mechint_core.figure import Figure, Matrix
 from mechint_core.interventions._ablation import ablated_blocks
-from mechint_core.interventions._granularity import Granularity, NamedPart, check_granularity, named_parts
+from mechint_core.interventions._attributed_parts import part_estimates
 from mechint_core.kernels.resampling import estimate, p_value, percentile_interval
 from mechint_core.models import differentiation, inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
     ROUNDING,
+    Component,
+    Components,
+    Granularity,
     PairedConfig,
     PairRuns,
     PairScores,
     PromptPairs,
     Write,
+    check_components,
+    find_components,
     gradient_blocks,
-    gradients_on_own_paths,
     own_pairs,
     recovery_of,
+    resampling_weights,
 )
-from mechint_core.patching.parts import Activation, where
-from mechint_core.patching.recovery import resampling_weights
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
 
@@ -73,7 +76,7 @@ class MethodAgreementConfig(PairedConfig):
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
-        check_granularity(self.by, self.sites, None)
+        check_components(self.by, sites=self.sites)
         unknown = set(self.methods) - set(METHODS)
         if unknown or len(self.methods) < 2 or len(set(self.methods)) < len(self.methods):
             raise ConfigurationError(
@@ -246,27 +249,29 @@ def method_agreement(
     pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(clean[:2], model), config.sample_axis)
-        usable, parts = named_parts(model, few, config.sites, config.by, sample_axis=config.sample_axis, position=None)
-        if len(parts) < FEWEST:
-            raise DegenerateInputError(f"methods are compared over at least {FEWEST} parts. Got {len(parts)}.")
+        found = find_components(model, few, config.sites, by=config.by, sample_axis=config.sample_axis, heads_only=True)
+        if len(found.parts) < FEWEST:
+            raise DegenerateInputError(f"methods are compared over at least {FEWEST} parts. Got {len(found.parts)}.")
     runs = {
         noising: PairRuns(
-            model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row, noising=noising
+            model=model, config=config, sites=found.sites, bytes_per_row=found.bytes_per_row, noising=noising
         )
         for noising in (False, True)
     }
     with memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
-        effects = np.stack([_effects(method, runs[method == "noising"], pairs, parts) for method in config.methods])
+        effects = np.stack(
+            [_effects(each, runs[each == "noising"], pairs, found.parts, config.n_steps) for each in config.methods]
+        )
         with inference(model):
             ends = runs[False].score_parts(pairs, [])
-    return _result(effects, ends, [each.label for each in parts], usable.n_skipped, config)
+    return _result(effects, ends, found, config)
 
 
-def _effects(method: Method, runs: PairRuns, pairs: PromptPairs, parts: Sequence[NamedPart]) -> Effects:
+def _effects(method: Method, runs: PairRuns, pairs: PromptPairs, parts: Sequence[Component], n_steps: int) -> Effects:
     """Return how much nearer to the clean score each part brings every pair, by one method."""
     if method in ("attribution", "integrated"):
         with differentiation(runs.model):
-            return _estimated(runs, pairs, parts, integrated=method == "integrated")
+            return _estimated(runs, pairs, parts, n_steps if method == "integrated" else 0)
     with inference(runs.model):
         if method in ("zero", "mean"):
             return _ablated(runs, pairs, parts, method)
@@ -274,23 +279,15 @@ def _effects(method: Method, runs: PairRuns, pairs: PromptPairs, parts: Sequence
     return scores.clean - scores.patched if runs.noising else scores.patched - scores.corrupted
 
 
-def _estimated(runs: PairRuns, pairs: PromptPairs, parts: Sequence[NamedPart], *, integrated: bool) -> Effects:
+def _estimated(runs: PairRuns, pairs: PromptPairs, parts: Sequence[Component], n_steps: int) -> Effects:
     effects = np.empty((len(parts), len(pairs)))
     for block in gradient_blocks(runs, pairs):
-        steps = runs.config.n_steps if isinstance(runs.config, MethodAgreementConfig) else 1
-        gradient = gradients_on_own_paths(runs, block, runs.sites, n_steps=steps) if integrated else block.gradient
-        product = {site: gradient[site] * block.change(site) for site in runs.sites}
-        effects[:, block.rows] = np.array([_summed(product[each.site], each) for each in parts])
+        effects[:, block.rows] = part_estimates(runs, block, parts, n_steps)
     return effects
 
 
-def _summed(product: Activation, of: NamedPart) -> Float[np.ndarray, "sample"]:
-    inside = product[where(product, of.part.position, of.part.units)]
-    return inside.double().flatten(1).sum(dim=1).cpu().numpy()
-
-
 def _ablated(
-    runs: PairRuns, pairs: PromptPairs, parts: Sequence[NamedPart], ablation: Literal["zero", "mean"]
+    runs: PairRuns, pairs: PromptPairs, parts: Sequence[Component], ablation: Literal["zero", "mean"]
 ) -> Effects:
     inputs = own_pairs(pairs.clean, pairs.target, pairs.foil, runs.config.metric)
     effects = np.empty((len(parts), len(pairs)))
@@ -303,15 +300,14 @@ def _ablated(
 def _result(
     effects: Float[np.ndarray, "method part sample"],
     ends: PairScores,
-    parts: Sequence[str],
-    n_skipped: int,
+    components: Components,
     config: MethodAgreementConfig,
 ) -> MethodAgreement:
     alone = PairScores(ends.clean, ends.corrupted, ends.clean[None])
     whole = recovery_of(alone, noising=False, n_draws=config.n_draws, level=config.level, seed=config.seed)
     rounding = ROUNDING * float(np.abs([ends.clean, ends.corrupted]).mean())
     means = np.where(np.abs(effects.mean(axis=2)) > rounding, effects.mean(axis=2), 0.0)
-    value, bootstrap, null = _compared(effects, means, config)
+    value, bootstrap, null = _compared(effects, rounding, config)
     if not whole.defined:
         value, bootstrap, null = (np.full_like(each, NAN) for each in (value, bootstrap, null))
     bounds = np.apply_along_axis(percentile_interval, 0, bootstrap, config.level)
@@ -325,10 +321,10 @@ def _result(
         difference=whole.difference,
         defined=whole.defined,
         n_pairs=len(ends.clean),
-        n_parts=len(parts),
-        n_skipped=n_skipped,
+        n_parts=len(components.parts),
+        n_skipped=components.n_skipped,
         method=config.methods,
-        part=tuple(parts),
+        part=components.names,
         effect=means / whole.difference.value if whole.defined else np.full_like(means, NAN),
         correlation=value[0],
         correlation_low=bounds[0, 0],
@@ -343,7 +339,7 @@ def _result(
 
 def _compared(
     effects: Float[np.ndarray, "method part sample"],
-    means: Float[np.ndarray, "method part"],
+    rounding: float,
     config: MethodAgreementConfig,
 ) -> tuple[
     Statistics, Float[np.ndarray, "draw _ method other_method"], Float[np.ndarray, "draw _ method other_method"]
@@ -351,20 +347,24 @@ def _compared(
     """Return the statistics, the same for pairs drawn again, and for permuted parts."""
     weights = resampling_weights(effects.shape[2], config.n_draws, config.seed)
     rng = generator(config.seed, "method_agreement", "permutation")
+    means = effects.mean(axis=2)
     return (
-        _statistics(means),
-        np.array([_statistics(effects @ each) for each in weights]),
-        np.array([_statistics(rng.permuted(means, axis=1)) for _ in range(config.n_draws)]),
+        _statistics(means, rounding),
+        np.array([_statistics(effects @ each, rounding) for each in weights]),
+        np.array([_statistics(rng.permuted(means, axis=1), rounding) for _ in range(config.n_draws)]),
     )
 
 
-def _statistics(means: Float[np.ndarray, "method part"]) -> Statistics:
-    signs = np.sign(means)
+def _statistics(means: Float[np.ndarray, "method part"], rounding: float) -> Statistics:
+    """Correlate, having counted in roundings of float32: parts that differ by less are alike, and have no order."""
+    counted = np.round(means / rounding) + 0.0 if rounding > 0 else means  # + 0.0: no effect is 0, not -0
+    varied = np.where(np.ptp(counted, axis=1, keepdims=True) > 0, means, 0.0)
+    signs = np.sign(counted)
     with np.errstate(divide="ignore", invalid="ignore"):  # a method that says the same of all parts: NaN
         return np.stack(
             [
-                np.corrcoef(means),
-                np.corrcoef(rankdata(means, axis=1)),
+                np.corrcoef(varied),
+                np.corrcoef(rankdata(counted, axis=1)),
                 (signs[:, None] == signs[None]).mean(axis=2),
             ]
         )

@@ -32,15 +32,13 @@ from mechint_core.interventions._sufficient_sets import Found, Search, Subset, r
 from mechint_core.kernels.resampling import p_value, percentile_interval
 from mechint_core.models import inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
-    Components,
     Granularity,
     PairedConfig,
     PairRuns,
     PairScores,
     PromptPairs,
     Recovery,
-    check_globs,
-    check_granularity,
+    check_components,
     find_components,
     recovery_of,
     resampling_weights,
@@ -59,7 +57,7 @@ class MinimalCircuitConfig(PairedConfig):
     sites: tuple[str, ...] = ("*",)
     """Globs over module names: the components. What is none of them is intact throughout."""
     by: Granularity = "site"
-    """site; head: attention modules head by head; unit: every coordinate."""
+    """site; head: attention modules head by head; position; unit: every coordinate."""
     faithfulness: float = 0.9
     """Share of the answer that is enough, in (0, 1]; the lower end of the interval must reach it."""
     ablation: Ablation = "resample"
@@ -75,8 +73,7 @@ class MinimalCircuitConfig(PairedConfig):
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
-        check_globs(sites=self.sites)
-        check_granularity(self.by)
+        check_components(self.by, sites=self.sites)
         if self.ablation not in get_args(Ablation):
             raise ConfigurationError(f"ablation must be resample or mean. Got {self.ablation!r}.")
         if not 0 < self.faithfulness <= 1 or not 0 < self.held_out < 1:
@@ -259,10 +256,10 @@ def minimal_circuit(
             noising=True,
         )
         mean = mean_activations(runs, discovery) if config.ablation == "mean" else None
-        tried = Trials(runs, discovery, components.parts, mean)
+        tried = Trials(runs, discovery, components.as_they_run, mean)
         found = _discover(tried, config)
-        judged = _judge(Trials(runs, judging, components.parts, mean), found.members, config)
-    return _result(tried, found, judged, components, config)
+        judged = _judge(Trials(runs, judging, components.as_they_run, mean), found.members, config)
+    return _result(tried, found, judged, components.n_skipped, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +328,7 @@ def _shares(
 
 
 def _result(
-    tried: Trials, found: Found, judged: _Judged, components: Components, config: MinimalCircuitConfig
+    tried: Trials, found: Found, judged: _Judged, n_skipped: int, config: MinimalCircuitConfig
 ) -> MinimalCircuit:
     share, random = judged.share, judged.random
     circuit: Subset = found.members if share.defined else frozenset()
@@ -342,8 +339,8 @@ def _result(
         necessity=replace(rest, null=float(share.null[1]), p_value=float(share.p_value[1])),
         discovered=_discovered(tried, circuit, config),
         difference=share.difference,
-        component=tuple(each.name for each in components.parts),
-        member=np.array([number in circuit for number in range(len(components.parts))]),
+        component=tuple(each.name for each in tried.components),
+        member=np.array([number in circuit for number in range(len(tried.components))]),
         contribution=share.value[2:],
         low=share.low[2:],
         high=share.high[2:],
@@ -357,7 +354,7 @@ def _result(
         n_sets=len(tried.known),
         n_discovery=len(tried.pairs),
         n_held_out=judged.n_pairs,
-        n_skipped=components.n_skipped,
+        n_skipped=n_skipped,
     )
 
 

@@ -15,10 +15,8 @@ layers start there, where the model allows it. `patch_sites_cost` says it for a 
 Chunked over: prompt pairs.
 """
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -26,25 +24,27 @@ from torch import nn
 
 from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Bars, Figure, Matrix
-from mechint_core.interventions._granularity import Granularity, NamedPart, check_granularity, named_parts
 from mechint_core.models import inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
+    Components,
+    Granularity,
     PairedConfig,
     PairRuns,
     PairScores,
     PromptPairs,
-    Recovery,
     RunCost,
+    check_components,
+    component_grid,
+    find_components,
     recovery_of,
     run_cost,
+    stand_out,
     writing,
 )
-from mechint_core.result import NAN, Estimate, Result
+from mechint_core.result import Estimate, Result
 
 Direction = Literal["denoising", "noising"]
 
-ALPHA: Final = 0.05
-"""A part carries the answer if its p-value is at most this and its interval lies above its null."""
 _SHOWN = 8
 
 
@@ -70,7 +70,7 @@ class PatchSitesConfig(PairedConfig):
         PairedConfig.__post_init__(self)
         if self.direction not in get_args(Direction):
             raise ConfigurationError(f"direction must be denoising or noising. Got {self.direction!r}.")
-        check_granularity(self.by, self.sites, self.position)
+        check_components(self.by, self.position, sites=self.sites)
 
     @property
     def noising(self) -> bool:
@@ -141,8 +141,8 @@ class PatchedSites(Result):
                 "this model shows no effect that a patch could recover."
             )
         whose, does = ("corrupted", "destroys") if self.noising else ("clean", "restores")
-        carrying = [k for k in range(len(self.part)) if _carries(self.low[k], self.null[k], self.p_value[k])]
-        if not carrying:
+        carrying = np.flatnonzero(stand_out(self.low, self.null, self.p_value))
+        if not carrying.size:
             return (
                 f"No part's {whose} activation moves the answer more than its null does "
                 f"(smallest adjusted p = {self.p_value.min():.2g}, {self.n_pairs} pairs)."
@@ -238,7 +238,7 @@ def patch_sites(
         work = _Work.of(model, clean, corrupted, target, corrupted_target, config)
         scores = work.runs.score_parts(
             work.pairs,
-            [(each.site, each.part) for each in work.parts],
+            [(each.site, each.part) for each in work.components.parts],
             control_seed=config.seed if config.control and not config.noising else None,
         )
     return _result(scores, work, config)
@@ -259,7 +259,7 @@ def patch_sites_cost(
     """
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         work = _Work.of(model, clean, corrupted, target, corrupted_target, config)
-        experiments = writing([(each.site, each.part) for each in work.parts])
+        experiments = writing([(each.site, each.part) for each in work.components.parts])
         return run_cost(work.runs, work.pairs, experiments, control=config.control and not config.noising)
 
 
@@ -268,9 +268,8 @@ class _Work:
     """What there is to patch, and on what."""
 
     pairs: PromptPairs
-    parts: tuple[NamedPart, ...]
+    components: Components
     runs: PairRuns
-    n_skipped: int
 
     @classmethod
     def of(
@@ -283,32 +282,33 @@ class _Work:
         config: PatchSitesConfig,
     ) -> "_Work":
         pairs = PromptPairs.of(clean, corrupted, target, corrupted_target, config.metric)
-        usable, parts = named_parts(
+        found = find_components(
             model,
             samples_to(to_model(clean[:2], model), config.sample_axis),
             config.sites,
-            config.by,
+            by=config.by,
             sample_axis=config.sample_axis,
             position=config.position,
             n_heads=config.n_heads,
+            heads_only=True,
         )
         runs = PairRuns(
             model=model,
             config=config,
-            sites=tuple(dict.fromkeys(each.site for each in parts)),
-            bytes_per_row=usable.bytes_per_row,
+            sites=found.sites,
+            bytes_per_row=found.bytes_per_row,
             noising=config.noising,
         )
-        return cls(pairs, parts, runs, usable.n_skipped)
+        return cls(pairs, found, runs)
 
 
 def _result(scores: PairScores, work: _Work, config: PatchSitesConfig) -> PatchedSites:
     found = recovery_of(scores, noising=config.noising, n_draws=config.n_draws, level=config.level, seed=config.seed)
-    site, grid = _grid([each.label for each in work.parts], found.value, config.by)
+    site, grid = component_grid(work.components.names, found.value, config.by)
     return PatchedSites(
-        strongest=_strongest(found, config.level),
+        strongest=found.strongest(),
         difference=found.difference,
-        part=tuple(each.label for each in work.parts),
+        part=work.components.names,
         recovery=found.value,
         low=found.low,
         high=found.high,
@@ -319,41 +319,6 @@ def _result(scores: PairScores, work: _Work, config: PatchSitesConfig) -> Patche
         defined=found.defined,
         noising=config.noising,
         n_pairs=len(scores.clean),
-        n_carrying=sum(_carries(*each) for each in zip(found.low, found.null, found.p_value, strict=True)),
-        n_skipped=work.n_skipped,
+        n_carrying=int(stand_out(found.low, found.null, found.p_value).sum()),
+        n_skipped=work.components.n_skipped,
     )
-
-
-_NUMBER: Final[dict[Granularity, str]] = {
-    "site": r"(^|(?<=\.))\d+(?=\.|$)",
-    "position": r"(?<=@)\d+$",
-    "head": r"(?<=\.)\d+$",
-    "unit": r"(?<=#)\d+$",
-}
-"""Where a part's label says which column of the grid it is; the rest of the label is its row."""
-
-
-def _grid(
-    labels: Sequence[str], values: Float[np.ndarray, "part"], by: Granularity
-) -> tuple[tuple[str, ...], Float[np.ndarray, "site column"]]:
-    """Lay the parts out in rows and columns; return the names of the rows, and the grid."""
-    found = [re.search(_NUMBER[by], label) for label in labels]
-    column = [0 if each is None else int(each[0]) for each in found]
-    star = "*" if by == "site" else ""
-    names = [re.sub(_NUMBER[by], star, label, count=1).rstrip("@.#") for label in labels]
-    rows = tuple(dict.fromkeys(names))
-    grid = np.full((len(rows), max(column) + 1), NAN)
-    grid[[rows.index(name) for name in names], column] = values
-    return rows, grid
-
-
-def _strongest(found: Recovery, level: float) -> Estimate:
-    if not found.defined:
-        return Estimate(NAN, level=level)
-    at = int(found.value.argmax())
-    parts = (found.value, found.low, found.high, found.null, found.p_value)
-    return Estimate(*(float(part[at]) for part in parts), level=level)
-
-
-def _carries(low: float, null: float, p_value: float) -> bool:
-    return bool(low > null and p_value <= ALPHA)

@@ -22,13 +22,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from torch import nn
 
 from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Figure, Matrix
 from mechint_core.interventions._path_plan import PathPlan, path_scores
-from mechint_core.interventions.patch_sites import ALPHA
 from mechint_core.kernels.resampling import percentile_interval
 from mechint_core.models import differentiation, inference, memory_remedy, samples_to, to_model
 from mechint_core.patching import (
@@ -39,14 +38,13 @@ from mechint_core.patching import (
     PairRuns,
     PairScores,
     PromptPairs,
-    Recovery,
     Write,
-    check_globs,
-    check_granularity,
+    check_components,
     other_pairs,
     recovery_of,
     resampling_weights,
     score_paths,
+    stand_out,
 )
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -68,7 +66,7 @@ class PathPatchConfig(PairedConfig):
     mediators: tuple[str, ...] = ()
     """Globs over further components that no path may go through. Senders and receivers are held in any case."""
     by: Granularity = "site"
-    """site; head: attention modules head by head (by what they write); unit: every coordinate."""
+    """site; head: attention modules head by head (by what they write); position; unit: every coordinate."""
     position: int | None = None
     """Change the senders at this position only; None changes all."""
     direction: Literal["denoising", "noising"] = "denoising"
@@ -82,8 +80,7 @@ class PathPatchConfig(PairedConfig):
 
     def __post_init__(self) -> None:
         PairedConfig.__post_init__(self)
-        check_globs(senders=self.senders, receivers=self.receivers)
-        check_granularity(self.by)
+        check_components(self.by, self.position, senders=self.senders, receivers=self.receivers)
         if self.direction not in get_args(Direction):
             raise ConfigurationError(f"direction must be denoising or noising. Got {self.direction!r}.")
         if self.n_checked < 1:
@@ -158,7 +155,7 @@ class PatchedPaths(Result):
             if self.linearised
             else ""
         )
-        carrying = _carrying(self.low, self.null, self.p_value)
+        carrying = stand_out(self.low, self.null, self.p_value)
         order = np.argsort(-self.effect, axis=None, kind="stable")
         names = [self._named(*divmod(int(each), len(self.receiver))) for each in order if carrying.flat[each]]
         if not names:
@@ -344,7 +341,7 @@ def _result(measured: _Measured, plan: PathPlan, config: PathPatchConfig) -> Pat
     base = scores.clean if noising else scores.corrupted
     gain = (measured.total - base).mean(axis=1) * (-1 if noising else 1)
     return PatchedPaths(
-        strongest=_strongest(found, n_single, config.level),
+        strongest=found.strongest(n_single),
         difference=found.difference,
         error=_error(measured, base, config),
         sender=tuple(each.name for each in plan.senders),
@@ -363,7 +360,7 @@ def _result(measured: _Measured, plan: PathPlan, config: PathPatchConfig) -> Pat
         noising=noising,
         n_pairs=len(base),
         n_paths=sum(row < plan.n_single for row in plan.paths()),
-        n_carrying=int(_carrying(found.low, found.null, found.p_value)[:n_single].sum()),
+        n_carrying=int(stand_out(found.low, found.null, found.p_value)[:n_single].sum()),
         n_skipped=plan.n_skipped,
     )
 
@@ -379,17 +376,3 @@ def _error(measured: _Measured, base: Float[np.ndarray, "sample"], config: PathP
         draws = np.linalg.norm((linear - exact) @ weights, axis=0) / np.linalg.norm(exact @ weights, axis=0)
     low, high = percentile_interval(draws, config.level)
     return Estimate(float(np.linalg.norm((linear - exact).mean(axis=1))) / size, low, high, 1.0, level=config.level)
-
-
-def _strongest(found: Recovery, n_single: int, level: float) -> Estimate:
-    if not found.defined:
-        return Estimate(NAN, level=level)
-    at = int(found.value[:n_single].argmax())
-    parts = (found.value, found.low, found.high, found.null, found.p_value)
-    return Estimate(*(float(part[at]) for part in parts), level=level)
-
-
-def _carrying(
-    low: Float[np.ndarray, "*path"], null: Float[np.ndarray, "*path"], p_value: Float[np.ndarray, "*path"]
-) -> Bool[np.ndarray, "*path"]:
-    return (low > null) & (p_value <= ALPHA)

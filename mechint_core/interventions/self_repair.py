@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Bars, Figure
 from mechint_core.interventions._ablation import Ablation, ablated_blocks, check_ablation
-from mechint_core.interventions._granularity import one_site
 from mechint_core.models import capture, inference, memory_remedy, samples_first, samples_to, to_model
 from mechint_core.patching import (
     Block,
@@ -38,11 +37,12 @@ from mechint_core.patching import (
     Slice,
     Write,
     damage,
+    find_components,
+    find_site,
     mean_effects,
     own_pairs,
     random_directions,
     run_experiments,
-    usable_sites,
 )
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -212,12 +212,12 @@ def self_repair(
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(inputs[:2], model), config.sample_axis)
         axis = config.sample_axis
-        (lesioned,) = one_site(model, few, config.site, sample_axis=axis, position=config.position).sites
-        usable = usable_sites(model, few, (config.site, *config.others), sample_axis=axis, position=None)
-        others = tuple(site for site in usable.sites if site != lesioned)
+        (lesioned,) = find_site(model, few, config.site, sample_axis=axis, position=config.position).sites
+        found = find_components(model, few, (config.site, *config.others), by="site", sample_axis=axis)
+        others = tuple(site for site in found.sites if site != lesioned)
         if not others:
             raise ConfigurationError(f"others must name sites beside the lesioned one. Got only {lesioned!r}.")
-        runs = PairRuns(model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row)
+        runs = PairRuns(model=model, config=config, sites=found.sites, bytes_per_row=found.bytes_per_row)
         scores = _scores(runs, given, lesioned, others, target if label is None else label, config)
     return _result(scores, others, config)
 

@@ -22,7 +22,6 @@ from torch import nn
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.figure import Curve, Figure
-from mechint_core.interventions._granularity import one_site
 from mechint_core.interventions._steering_vectors import (
     BY_GROUPS,
     Source,
@@ -40,6 +39,7 @@ from mechint_core.patching import (
     PairRuns,
     PromptPairs,
     Shift,
+    find_site,
     intact_blocks,
     mean_effects,
     own_pairs,
@@ -257,8 +257,8 @@ def steer(
     apart = own_pairs(inputs if neutral is None else neutral, None, None, quiet.metric)
     with inference(model), memory_remedy(f"Use batch_rows below {config.batch_rows}, or a smaller cache_bytes."):
         few = samples_to(to_model(inputs[:2], model), config.sample_axis)
-        usable = one_site(model, few, config.site, sample_axis=config.sample_axis, position=config.position)
-        runs = PairRuns(model=model, config=config, sites=usable.sites, bytes_per_row=usable.bytes_per_row)
+        found = find_site(model, few, config.site, sample_axis=config.sample_axis, position=config.position)
+        runs = PairRuns(model=model, config=config, sites=found.sites, bytes_per_row=found.bytes_per_row)
         vectors = _vectors(runs, examples, label, vector, dictionary, config)
         deviation, length = _deviation(runs, given, vectors[0], config), float(np.linalg.norm(vectors[0]))
         vectors *= deviation / length if config.dose_unit == "deviation" else 1.0

@@ -11,6 +11,7 @@ Cost: one more product with a (unit x unit) matrix per call.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -88,13 +89,12 @@ class _Projecting:
         """Project with positions first, as PyTorch does: the same rows in the same order give the same bits."""
         if not self.attention.batch_first or heads.ndim < 3:
             return projection(heads)
-        forward = projection.forward
-
-        def in_order(given: Tensor) -> Tensor:
-            return forward(given.transpose(0, 1)).transpose(0, 1)
-
-        with replaced_forward(projection, in_order):
+        with replaced_forward(projection, partial(_positions_first, projection.forward)):
             return projection(heads)
+
+
+def _positions_first(forward: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+    return forward(given.transpose(0, 1)).transpose(0, 1)
 
 
 class _Identity(nn.Module):

@@ -9,6 +9,7 @@ concatenated heads of an `nn.MultiheadAttention`, "layers.0.self_attn.out_proj:i
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,20 +35,23 @@ def visited(model: nn.Module, site: str, visit: Visit) -> Generator[None]:
     """
     name, is_input = split_site(site)
     module = module_at(model, name)
-
-    def before(_: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any] | None:
-        made = visit(activation_of((given, keywords)))
-        return None if made is None else with_activation((given, keywords), made)
-
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
-        made = visit(activation_of(output))
-        return None if made is None else with_activation(output, made)
-
     handle = (
-        module.register_forward_pre_hook(before, with_kwargs=True) if is_input else module.register_forward_hook(after)
+        module.register_forward_pre_hook(partial(_before, visit), with_kwargs=True)
+        if is_input
+        else module.register_forward_hook(partial(_after, visit))
     )
     try:
         with projecting(model, site):
             yield
     finally:
         handle.remove()
+
+
+def _before(visit: Visit, _: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any] | None:
+    made = visit(activation_of((given, keywords)))
+    return None if made is None else with_activation((given, keywords), made)
+
+
+def _after(visit: Visit, _: nn.Module, __: Any, output: Any) -> Any:
+    made = visit(activation_of(output))
+    return None if made is None else with_activation(output, made)

@@ -68,16 +68,7 @@ def rewritten(model: nn.Module, site: str, rewrite: Callable[[Tensor], Tensor]) 
     ShapeError
         During the call of the model, if the shape changes.
     """
-
-    def checked(activation: Tensor) -> Tensor:
-        made = rewrite(activation)
-        if made.shape != activation.shape:
-            raise ShapeError(
-                f"what replaces {site!r} must have its shape, {tuple(activation.shape)}. Got {tuple(made.shape)}."
-            )
-        return made
-
-    with visited(model, site, checked):
+    with visited(model, site, partial(_checked, site, rewrite)):
         yield
 
 
@@ -90,6 +81,15 @@ def select(rows: slice, position: int | None, sample_axis: int) -> Selection:
     if sample_axis == 0:
         return (rows,) if position is None else (rows, positions)
     return (positions, rows)
+
+
+def _checked(site: str, rewrite: Callable[[Tensor], Tensor], activation: Tensor) -> Tensor:
+    made = rewrite(activation)
+    if made.shape != activation.shape:
+        raise ShapeError(
+            f"what replaces {site!r} must have its shape, {tuple(activation.shape)}. Got {tuple(made.shape)}."
+        )
+    return made
 
 
 def _written(patches: Sequence[Patch], activation: Tensor) -> Tensor:

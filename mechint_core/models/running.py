@@ -6,6 +6,7 @@ hooked), and the generators are put back as they were.
 """
 
 import inspect
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -76,17 +77,44 @@ def differentiation(model: nn.Module) -> Generator[None]:
 def _undisturbed(model: nn.Module) -> Generator[None]:
     """Hold the model in eval mode, fused fast paths off; put its modes and all generators back."""
     training = [module for module in model.modules() if module.training]
-    fused = torch.backends.mha.get_fastpath_enabled()
     device = device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _FUSED.off(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             model.eval()
-            torch.backends.mha.set_fastpath_enabled(False)
             yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
             for module in training:
                 module.training = True
+
+
+class _FusedPaths:
+    """PyTorch's switch of its fused attention: one for all threads, so whoever is the last to leave puts it back.
+
+    If each put back what it had found, one thread would switch them on under another, which would then not see, or not
+    change, what its hooks are on.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Generator[None]:
+        """Keep fused paths off in this block."""
+        with self._lock:
+            if self._inside == 0:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+_FUSED: Final = _FusedPaths()
 
 
 def to_model(array: np.ndarray | Tensor, model: nn.Module) -> Tensor:

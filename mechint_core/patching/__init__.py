@@ -1,6 +1,11 @@
 """What experiments on a running model share: prompt pairs, parts of activations, edits, packed passes, statistics."""
 
-from mechint_core.patching.agreement import Agreement as Agreement, agreement_of as agreement_of
+from mechint_core.patching.agreement import (
+    Agreement as Agreement,
+    agreement_of as agreement_of,
+    choose_to_verify as choose_to_verify,
+    verify as verify,
+)
 from mechint_core.patching.answers import (
     Answer as Answer,
     Metric as Metric,
@@ -10,13 +15,15 @@ from mechint_core.patching.answers import (
     read_output as read_output,
     score as score,
 )
+from mechint_core.patching.component_grid import component_grid as component_grid
 from mechint_core.patching.components import (
     Component as Component,
     Components as Components,
     Granularity as Granularity,
-    check_globs as check_globs,
-    check_granularity as check_granularity,
+    check_components as check_components,
     find_components as find_components,
+    find_site as find_site,
+    read_place as read_place,
 )
 from mechint_core.patching.displaced import Displaced as Displaced, random_directions as random_directions
 from mechint_core.patching.edge_gradients import edge_gradients as edge_gradients
@@ -70,12 +77,14 @@ from mechint_core.patching.path_runs import Path as Path, score_paths as score_p
 from mechint_core.patching.prefix import Group as Group, Prefix as Prefix, Reuse as Reuse, find_prefix as find_prefix
 from mechint_core.patching.progress import watched as watched
 from mechint_core.patching.recovery import (
+    ALPHA as ALPHA,
     ROUNDING as ROUNDING,
     PairScores as PairScores,
     Recovery as Recovery,
     recovery_of as recovery_of,
     resampling_weights as resampling_weights,
     sign_flips as sign_flips,
+    stand_out as stand_out,
 )
 from mechint_core.patching.residual_graph import (
     EDGE_GRANULARITIES as EDGE_GRANULARITIES,

@@ -7,24 +7,30 @@
 Intervals resample prompt pairs, and those parts that are a random sample of the others. The null gives each part the
 estimate of another.
 
+Which parts those are: half of them those with the strongest estimates, half drawn from the others, so that what is
+reported is checked, and what was missed has a chance to show.
+
 Cost: n_draws x parts x samples multiplications.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 from mechint_core.kernels.resampling import Tail, estimate
-from mechint_core.patching.recovery import resampling_weights
+from mechint_core.patching.pairs import PairedConfig
+from mechint_core.patching.recovery import ROUNDING, PairScores, Recovery, resampling_weights
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate
 
 TRUSTED_CORRELATION: Final = 0.9
 TRUSTED_ERROR: Final = 0.5
+TRUSTED_ERROR_ALONE: Final = 0.2
+"""Where nothing is known of the correlation."""
 _FEWEST = 3
 """Parts that a correlation needs: through two points there is always a line."""
 
@@ -42,9 +48,72 @@ class Agreement:
 
     @property
     def trusted(self) -> bool:
-        """Whether estimates may stand for exact effects: r at least 0.9 (where there is one), error at most 0.5."""
-        correlated = np.isnan(self.correlation.value) or self.correlation.value >= TRUSTED_CORRELATION
-        return bool(correlated and self.error.value <= TRUSTED_ERROR)
+        """Whether estimates may stand for exact effects: r at least 0.9, error at most 0.5; without r, at most 0.2.
+
+        Where the exact effects are all alike, an error of 0.5 may be one part of three that was missed altogether.
+        """
+        if np.isnan(self.correlation.value):
+            return bool(self.error.value <= TRUSTED_ERROR_ALONE)
+        return bool(self.correlation.value >= TRUSTED_CORRELATION and self.error.value <= TRUSTED_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A sample of estimated effects beside the exact ones. Make it with `verify`."""
+
+    parts: Int[np.ndarray, "example"]
+    """The strongest first, then the random ones."""
+    points: Float[np.ndarray, "example coordinate"]
+    """Estimated, then exact share of each."""
+    agreement: Agreement
+
+    def fields(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the fields of a Result that reports it; `names` are those of all parts."""
+        return {
+            "correlation": self.agreement.correlation,
+            "rank_correlation": self.agreement.rank_correlation,
+            "sign_agreement": self.agreement.signs,
+            "relative_error": self.agreement.error,
+            "verified": tuple(names[k] for k in self.parts),
+            "verified_points": self.points,
+            "trusted": self.agreement.trusted,
+        }
+
+
+def choose_to_verify(found: Recovery, n_parts: int, draws: np.random.Generator) -> Int[np.ndarray, "example"]:
+    """Choose parts: half of `n_parts` the strongest, either sign, half of the others at random; none if undefined."""
+    if not found.defined:
+        return np.arange(0)
+    strongest = np.argsort(-np.abs(found.value), kind="stable")
+    n = min(n_parts, len(strongest))
+    sure, others = np.split(strongest, [_n_sure(n)])
+    return np.concatenate([sure, draws.choice(others, size=n - len(sure), replace=False)])
+
+
+def verify(
+    scores: PairScores,
+    found: Recovery,
+    parts: Int[np.ndarray, "example"],
+    exact: Float[np.ndarray, "example sample"],
+    *,
+    noising: bool,
+    config: PairedConfig,
+) -> Verification:
+    """Compare the estimated scores of all parts with the exact ones of those that `choose_to_verify` chose."""
+    base, n = scores.clean if noising else scores.corrupted, len(parts)
+    effect = float((scores.clean - scores.corrupted).mean()) * (-1 if noising else 1)
+    measured = exact - base
+    shares = measured.mean(axis=1) / effect + 0.0 if n else np.empty(0)  # + 0.0: no effect is 0, not -0
+    agreement = agreement_of(
+        scores.patched[parts] - base,
+        measured,
+        sampled=np.arange(n) >= _n_sure(n) if n < len(scores.patched) else np.zeros(n, dtype=bool),
+        rounding=ROUNDING * float(np.abs([scores.clean, scores.corrupted]).mean()),
+        n_draws=config.n_draws,
+        level=config.level,
+        seed=config.seed,
+    )
+    return Verification(parts, np.stack([found.value[parts], shares], axis=1), agreement)
 
 
 def agreement_of(
@@ -77,6 +146,11 @@ def agreement_of(
         return estimate(value, bootstrap=statistic(*resampled), null=null, tail=tail, level=level)
 
     return Agreement(of(_pearson, "greater"), of(_spearman, "greater"), of(_signs, "greater"), of(_error, "less"))
+
+
+def _n_sure(n_parts: int) -> int:
+    """Return how many of the chosen parts are the strongest, not drawn."""
+    return -(-n_parts // 2)
 
 
 def _rounded(values: np.ndarray, rounding: float) -> np.ndarray:

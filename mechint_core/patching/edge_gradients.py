@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from operator import setitem
+from typing import Final
 
 import numpy as np
 import torch
@@ -131,30 +132,25 @@ def _effects(
 
 
 def _hang(hooks: ExitStack, runs: EdgeRuns, sent: _Sent, alpha: float, taps: _Taps) -> None:
-    axis = runs.config.sample_axis
-
-    def keep(kept: dict[Any, Tensor], key: str | int, activation: Tensor) -> None:
-        kept[key] = activation
-
-    def keep_port(index: int, activation: Tensor) -> None:
-        taps.ports.setdefault(index, []).append(activation)
-
-    def enter(index: int, reader: Reader, given: Tensor) -> Tensor:
-        read = given if reader.norm is None else taps.read[reader.site]
-        own = read + alpha * sent.rests[index].movedim(0, axis)
-        taps.own[index] = own if own.requires_grad else own.requires_grad_()
-        return normed(runs.model, reader.norm, own)
-
     for index, reader in enumerate(runs.graph.readers):
         if reader.norm is not None:
-            hooks.enter_context(visited(runs.model, reader.site, partial(keep, taps.read, reader.site)))
-        hooks.enter_context(entered(runs.model, reader.module, partial(enter, index, reader)))
+            hooks.enter_context(visited(runs.model, reader.site, partial(setitem, taps.read, reader.site)))
+        hooks.enter_context(entered(runs.model, reader.module, partial(_enter, runs, sent, alpha, taps, index)))
     for index, writer in enumerate(runs.graph.writers):
         if writer.heads is not None:
-            hooks.enter_context(visited(runs.model, site_of(writer), partial(keep, taps.heads, index)))
+            hooks.enter_context(visited(runs.model, site_of(writer), partial(setitem, taps.heads, index)))
             if runs.graph.granularity == "qkv":
                 for module in port_modules(writer.heads) or ():
-                    hooks.enter_context(visited(runs.model, module, partial(keep_port, index)))
+                    hooks.enter_context(visited(runs.model, module, taps.ports.setdefault(index, []).append))
+
+
+def _enter(runs: EdgeRuns, sent: _Sent, alpha: float, taps: _Taps, index: int, given: Tensor) -> Tensor:
+    """Return what a reader's module is given, a share of the way towards the other run; keep what it reads."""
+    reader = runs.graph.readers[index]
+    read = given if reader.norm is None else taps.read[reader.site]
+    own = read + alpha * sent.rests[index].movedim(0, runs.config.sample_axis)
+    taps.own[index] = own if own.requires_grad else own.requires_grad_()
+    return normed(runs.model, reader.norm, own)
 
 
 def _to_receivers(runs: EdgeRuns, index: int, taps: _Taps, arrived: Tensor) -> list[Tensor]:

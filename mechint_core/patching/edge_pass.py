@@ -132,13 +132,7 @@ def entered(model: nn.Module, module: str, change: Callable[[Tensor], Tensor]) -
             yield
         return
 
-    def before(_: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        old = activation_of((given, keywords))
-        new = change(old)
-        swapped = {name: new if each is old else each for name, each in keywords.items()}
-        return tuple(new if each is old else each for each in given), swapped
-
-    handle = module_at(model, module).register_forward_pre_hook(before, with_kwargs=True)
+    handle = module_at(model, module).register_forward_pre_hook(partial(_swapped, change), with_kwargs=True)
     try:
         yield
     finally:
@@ -148,6 +142,15 @@ def entered(model: nn.Module, module: str, change: Callable[[Tensor], Tensor]) -
 def normed(model: nn.Module, norm: str | None, read: Tensor) -> Tensor:
     """Return what a norm gives, without a visit to its hooks."""
     return read if norm is None else activation_of(module_at(model, norm).forward(read))
+
+
+def _swapped(
+    change: Callable[[Tensor], Tensor], _: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    old = activation_of((given, keywords))
+    new = change(old)
+    swapped = {name: new if each is old else each for name, each in keywords.items()}
+    return tuple(new if each is old else each for each in given), swapped
 
 
 def _each_from_its_own(copies: Copies, write: Activation) -> Activation:

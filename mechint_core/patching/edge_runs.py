@@ -17,7 +17,7 @@ Cost: (2 + E) forwards of all pairs for E experiments, heads' inputs multiplied 
 gradients 2 forwards, and a forward and a backward for each step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Literal, get_args
@@ -91,12 +91,26 @@ class EdgeRuns:
         ConfigurationError
             If the ablation is not known, or has no meaning when denoising.
         """
-        self._check(kept.shape)
-        clean, corrupted = np.empty((2, len(pairs)))
-        patched = np.empty((kept.shape[0], len(pairs)))
         stream = Stream.of(self.model, self.graph)
+        blocks = self.blocks(stream, pairs, ablation, reference=reference, denoising=denoising)
+        return self._score(stream, blocks, len(pairs), kept)
+
+    def scorer(self, pairs: PromptPairs, *, ablation: Ablation = "corrupted") -> Callable[[Kept], PairScores]:
+        """Return what scores experiments as `score` does, for many calls: pairs that fit in memory are run once."""
+        stream = Stream.of(self.model, self.graph)
+        if len(self._cut_rows(stream, pairs, n_held=2)) > 1:
+            return lambda kept: self.score(pairs, kept, ablation=ablation)
+        held = list(self.blocks(stream, pairs, ablation))
+        return partial(self._score, stream, held, len(pairs))
+
+    def _score(
+        self, stream: Stream, blocks: Iterable[tuple[Block, StreamRun, StreamRun]], n_pairs: int, kept: Kept
+    ) -> PairScores:
+        self._check(kept.shape)
+        clean, corrupted = np.empty((2, n_pairs))
+        patched = np.empty((kept.shape[0], n_pairs))
         at_once, done = max(1, _TABLE // kept.shape[1]), 0
-        for block, base, donor in self.blocks(stream, pairs, ablation, reference=reference, denoising=denoising):
+        for block, base, donor in blocks:
             clean[block.rows], corrupted[block.rows] = block.clean, block.corrupted
             for start in range(0, len(patched), at_once):
                 chosen = slice(start, start + at_once)

@@ -76,17 +76,17 @@ def nodes(model: nn.Module, sites: Sequence[str]) -> Generator[Activations]:
     place (`ReLU(inplace=True)`) cannot change what was differentiated. Hooks hung before this block come first.
     """
     seen = Activations()
-
-    def keep(site: str, activation: Tensor) -> Tensor:
-        if site in seen:
-            raise ConfigurationError(f"site {site!r} must run once per forward. Got a second call.")
-        seen[site] = activation if activation.requires_grad else activation.detach().requires_grad_()
-        return seen[site].clone()
-
     with ExitStack() as hooks:
         for site in sites:
-            hooks.enter_context(visited(model, site, partial(keep, site)))
+            hooks.enter_context(visited(model, site, partial(_keep, seen, site)))
         yield seen
+
+
+def _keep(seen: Activations, site: str, activation: Tensor) -> Tensor:
+    if site in seen:
+        raise ConfigurationError(f"site {site!r} must run once per forward. Got a second call.")
+    seen[site] = activation if activation.requires_grad else activation.detach().requires_grad_()
+    return seen[site].clone()
 
 
 def node_gradients(

@@ -101,10 +101,23 @@ class PromptPairs:
         return PromptPairs(self.clean[rows], self.corrupted[rows], target, foil)
 
     def fingerprints(self) -> frozenset[str]:
-        """Return a digest of each pair's inputs, to tell whether two sets share pairs."""
-        return frozenset(
-            blake2b(
-                np.ascontiguousarray(one).tobytes() + np.ascontiguousarray(other).tobytes(), digest_size=8
-            ).hexdigest()
-            for one, other in zip(self.clean, self.corrupted, strict=True)
-        )
+        """Return a digest of each pair's inputs, to tell whether two sets share pairs.
+
+        A pair turned round, or kept in other integers, is the same pair: who has seen it has seen both prompts.
+        """
+        return frozenset(self._digests())
+
+    def groups(self) -> Int[np.ndarray, "sample"]:
+        """Give each pair a number, 0, 1, ...: the same to those with the same fingerprint."""
+        _, which = np.unique(self._digests(), return_inverse=True)
+        return which
+
+    def _digests(self) -> list[str]:
+        return [
+            blake2b(b"".join(sorted(map(_bytes, pair))), digest_size=8).hexdigest()
+            for pair in zip(self.clean, self.corrupted, strict=True)
+        ]
+
+
+def _bytes(prompt: np.ndarray) -> bytes:
+    return np.ascontiguousarray(prompt, dtype=np.float64 if prompt.dtype.kind == "f" else np.int64).tobytes()

@@ -13,7 +13,7 @@ experiments that edit nothing in the first blocks of the model share passes that
 Cost: ceil(experiments x rows / batch_rows) forward passes, or one more for each start.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +49,9 @@ class Usable:
     """The sites that can be patched one by one, and what it takes."""
 
     sites: tuple[str, ...]
+    """In the model's order."""
+    shapes: Mapping[str, torch.Size]
+    """Of each site's activation of the batch, samples first; in the order they run."""
     n_skipped: int
     """Modules that a glob matches but that do not give one activation per sample, once per forward."""
     bytes_per_row: int
@@ -113,14 +116,15 @@ def usable_sites(
     once = [site for site in matched if calls[site] == 1]
     with capture(model, once) as seen:
         model(batch)
-    shapes = {site: samples_first(seen[site], sample_axis).shape for site in once}
     n_rows = batch.shape[sample_axis]
-    sites = tuple(site for site, shape in shapes.items() if shape[0] == n_rows and _has_position(shape, position))
+    given = {site: samples_first(activation, sample_axis).shape for site, activation in seen.items()}
+    shapes = {site: each for site, each in given.items() if each[0] == n_rows and _has_position(each, position)}
+    sites = tuple(site for site in once if site in shapes)
     named = [site for site in matched if site in globs and site not in sites]
     if named or not sites:
         raise NotFoundError(_unusable(named or list(matched), sites, position))
     size = sum(seen[site].numel() * seen[site].element_size() for site in sites)
-    return Usable(sites, len(matched) - len(sites), -(-size // n_rows))
+    return Usable(sites, shapes, len(matched) - len(sites), -(-size // n_rows))
 
 
 def _changed(changes: Sequence[tuple[Piece, Edit]], sample_axis: int, activation: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ Cost: n_draws x pairs x sites multiplications, twice.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mechint_core.kernels.resampling import p_value, percentile_interval
 from mechint_core.random import generator
@@ -21,6 +22,8 @@ from mechint_core.result import NAN, Estimate
 
 ROUNDING = 32 * float(np.finfo(np.float32).eps)
 """Differences below this share of the scores themselves are rounding of float32 forwards."""
+ALPHA: Final = 0.05
+"""A part stands out if its p-value is at most this and its interval lies above its null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,16 @@ class Recovery:
     defined: bool
     """False, and the arrays NaN, if clean and corrupted do not differ beyond noise."""
 
+    def __getitem__(self, site: int) -> Estimate:
+        parts = (self.value, self.low, self.high, self.null, self.p_value)
+        return Estimate(*(float(part[site]) for part in parts), level=self.difference.level)
+
+    def strongest(self, n_first: int | None = None) -> Estimate:
+        """Return the largest recovery, of all sites or of the first ones; NaN if none is defined."""
+        if not self.defined:
+            return Estimate(NAN, level=self.difference.level)
+        return self[int(self.value[:n_first].argmax())]
+
 
 def recovery_of(scores: PairScores, *, noising: bool, n_draws: int, level: float, seed: int) -> Recovery:
     """Return what each site recovers (or, noising, destroys) of the mean difference of clean and corrupted scores."""
@@ -74,6 +87,13 @@ def recovery_of(scores: PairScores, *, noising: bool, n_draws: int, level: float
         difference=effect,
         defined=True,
     )
+
+
+def stand_out(
+    low: Float[np.ndarray, "*part"], null: Float[np.ndarray, "*part"], p_value: Float[np.ndarray, "*part"]
+) -> Bool[np.ndarray, "*part"]:
+    """Say of each part whether it moves the answer by more than its null does, beyond chance."""
+    return (low > null) & (p_value <= ALPHA)
 
 
 def _gain(

@@ -45,10 +45,16 @@ def brief_names(names: Sequence[str], *, brief: bool = False) -> tuple[str, ...]
 
 
 def fitted_names(names: Sequence[str], length: int) -> tuple[str, ...]:
-    """Return names of at most `length` letters: as they are if they fit, parts of models by their short names."""
+    """Return names of at most `length` letters: as they are if they fit, parts of models by their short names.
+
+    What is too long loses its middle; its beginning, where that tells more names apart.
+    """
     brief = tuple(ARROW.join(_brief_end(end) for end in name.split(ARROW)) for name in names)
     fits = all(len(name) <= length for name in names) or len(set(brief)) < len(set(names))
-    return tuple(shorten(name, length) for name in (names if fits else brief))
+    chosen = names if fits else brief
+    middles = tuple(shorten(name, length) for name in chosen)
+    ends = tuple(name if len(name) <= length else f"…{name[1 - length :]}" for name in chosen)
+    return ends if len(set(ends)) > len(set(middles)) else middles
 
 
 def _brief_end(name: str) -> str:

@@ -50,7 +50,6 @@ def configuration(**changes: Any) -> dict[str, Any]:
         "model": {"factory": "tests.flows.copying:build_model"},
         "checkpoints": "checkpoints",
         "datasets": {"prompts": {"factory": "tests.flows.copying:build_prompts"}},
-        "collect": {"dataset": "prompts", "inputs": ["clean"], "sites": ["layers.1.attention"]},
         "circuits": [behaviour | changes],
     }
 

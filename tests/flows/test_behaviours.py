@@ -34,7 +34,8 @@ def rows(pairs):
 def test_prompt_sets__share_no_pair_and_lose_none():
     prompts = build_prompt_pairs(n_prompts=60, **SUMS)
     discovery, held_out = prompt_sets(section(held_out=0.25), prompts)
-    assert (len(discovery["clean"]), len(held_out["clean"])) == (45, 15)
+    assert len(discovery["clean"]) + len(held_out["clean"]) == 60
+    assert len(held_out["clean"]) == pytest.approx(15, abs=1)  # one pair is there in both directions
     assert rows(discovery) | rows(held_out) == rows(prompts)
     assert not rows(discovery) & rows(held_out)
 
@@ -44,6 +45,17 @@ def test_prompt_sets__a_pair_that_is_there_twice_is_kept_once():
     discovery, held_out = prompt_sets(section(), prompts)
     assert len(discovery["clean"]) + len(held_out["clean"]) == 20
     assert not rows(discovery) & rows(held_out)
+
+
+def test_prompt_sets__a_pair_and_its_reverse_are_not_torn_apart():
+    prompts = build_prompt_pairs(n_prompts=20, **SUMS)
+    turned = {"clean": "corrupted", "corrupted": "clean", "answer": "corrupted_answer", "corrupted_answer": "answer"}
+    both = {name: np.concatenate([each, prompts[turned[name]]]) for name, each in prompts.items() if name in turned}
+    discovery, held_out = prompt_sets(section(), both)
+    assert len(discovery["clean"]) + len(held_out["clean"]) == len(rows(both))
+    assert len(held_out["clean"]) > 10
+    reverse = {(*pair[len(pair) // 2 :], *pair[: len(pair) // 2]) for pair in rows(discovery)}
+    assert not reverse & rows(held_out)
 
 
 def test_prompt_sets__pairs_whose_answer_stays_are_left_out():

@@ -42,6 +42,8 @@ def test_demonstration__is_a_valid_configuration():
         ({"analyses": [{"technique": "cka"}, {"technique": "cka"}]}, "is there twice"),
         ({"datasets": {"probe": {}}}, "either `factory` or `path`"),
         ({"collect": {"dataset": "other", "inputs": ["x"], "sites": ["act"]}}, "'other' is not in datasets"),
+        ({"collect": None}, "collect: is missing; only circuits"),
+        ({"collect": None, "analyses": []}, "collect: is missing; only circuits"),
         ({"dictionaries": [{"site": "act", "config": {"k": -1}}]}, "dictionaries.0"),
     ],
 )

@@ -42,14 +42,14 @@ def test_find_circuit__finds_the_known_heads_verifies_them_and_says_when_they_fo
 
 # Law
 def test_find_circuit__a_second_run_does_nothing_again_and_a_saved_circuit_is_judged_anew(tmp_path: Path):
-    path = write_run(tmp_path, steps=["last"], scan=False)
+    path = write_run(tmp_path, steps=["last"], scan=[])
     first = find_circuit(path)
     saved = first.files["induction", 20]
     written = saved.stat().st_mtime_ns
     made = stored("edge_attribution", "induction", 20).provenance["made_at"]
 
     find_circuit(path)
-    content = copying(steps=["last"], scan=False, name="again", circuit=str(saved), seed=0)
+    content = copying(steps=["last"], scan=[], name="again", circuit=str(saved), seed=0)
     again = find_circuit(parse_configuration(content, source="run.yaml", folder=tmp_path))
 
     assert saved.stat().st_mtime_ns == written
@@ -72,7 +72,10 @@ def test_plan__discovery_and_held_out_pairs_are_stored_apart(tmp_path: Path):
 
 # Bad input
 def test_find_circuit__no_behaviour_says_where_to_read(tmp_path: Path):
-    content = copying() | {"circuits": []}
+    content = copying() | {
+        "circuits": [],
+        "collect": {"dataset": "prompts", "inputs": ["clean"], "sites": ["layers.1.attention"]},
+    }
     write_run(tmp_path)
     with pytest.raises(ConfigurationError, match=r"must name behaviours under `circuits`.*find-a-circuit"):
         find_circuit(parse_configuration(content, source="run.yaml", folder=tmp_path))

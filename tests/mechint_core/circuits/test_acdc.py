@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -148,8 +147,8 @@ def test_acdc__full_graph_has_a_divergence_of_exactly_0():
 def test_acdc__what_it_finds_is_a_circuit_that_other_pairs_confirm():
     model = induction_model()
     found = acdc(model, **induction_prompts(12))
-    circuit = Circuit.from_fields({**found.arrays(), **found.labels()}, config=asdict(AcdcConfig()), method="acdc")
-    assert (circuit.metric, circuit.granularity, circuit.ablation) == ("kl", "qkv", "corrupted")
+    circuit = Circuit.of(found, AcdcConfig())
+    assert (circuit.method, circuit.metric, circuit.granularity, circuit.ablation) == ("acdc", "kl", "qkv", "corrupted")
     assert set(circuit.kept_edges) == CHANGED_EDGES["prompt"]
     assert len(circuit.discovered_on) == 12
 

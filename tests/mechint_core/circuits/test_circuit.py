@@ -62,8 +62,10 @@ def test_circuit__is_made_of_the_fields_of_a_stored_result():
         "discovered_on": ["ab", "cd"],
         "low": np.zeros(2),
     }
-    found = Circuit.from_fields(fields, config={"granularity": "head", "metric": "kl", "seed": 3}, method="acdc")
+    config = {"granularity": "head", "metric": "kl", "components": ["parts.*"], "seed": 3}
+    found = Circuit.from_fields(fields, config=config, method="acdc")
     assert found.kept.tolist() == [True, False]
+    assert found.components == ("parts.*",)
     assert (found.granularity, found.metric, found.ablation, found.method) == ("head", "kl", "corrupted", "acdc")
     assert found.discovered_on == ("ab", "cd")
 
@@ -78,12 +80,24 @@ def test_circuit__file_can_be_read_by_hand(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["one.json"]
 
 
+def test_circuit__file_without_components_means_the_default_ones():
+    text = circuit().to_json()
+    assert '"components": []' in text
+    assert Circuit.from_json(text.replace(' "components": [],\n', "")).components == ()
+
+
+def test_circuit__knows_whether_its_input_is_taken_apart():
+    assert not circuit().split_input
+    assert replace(circuit(), sender=("input@0", "input@1", *circuit().sender[2:])).split_input
+
+
 # Law
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.floats(allow_nan=True, allow_infinity=False))
 def test_circuit__comes_back_from_json_as_it_was(kept, number):
-    found = replace(circuit(kept, discovered_on=("ab",), ablation="mean", granularity="qkv"), score=np.full(5, number))
+    options = {"discovered_on": ("ab",), "ablation": "mean", "granularity": "qkv", "components": ("parts.*", "mlp")}
+    found = replace(circuit(kept, **options), score=np.full(5, number))
     back = Circuit.from_json(found.to_json())
-    for name in ("sender", "receiver", "granularity", "metric", "ablation", "method", "discovered_on", "model"):
+    for name in ("sender", "receiver", "metric", "method", "model", *options):
         assert getattr(back, name) == getattr(found, name)
     np.testing.assert_array_equal(back.score, found.score)
     np.testing.assert_array_equal(back.kept, found.kept)

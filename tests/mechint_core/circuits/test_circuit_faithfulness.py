@@ -1,6 +1,7 @@
 """Judging circuits on pairs they were not found on: against planted circuits, and on models that have none."""
 
 import inspect
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -8,14 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from mechint_core.circuits import Circuit, CircuitFaithfulnessConfig, circuit_faithfulness
+from mechint_core.circuits import (
+    Circuit,
+    CircuitFaithfulnessConfig,
+    EdgeAttributionConfig,
+    circuit_faithfulness,
+    edge_attribution,
+)
 from mechint_core.circuits._effect_shares import Effect
 from mechint_core.circuits._random_circuits import random_circuits
 from mechint_core.circuits._trial_circuits import TrialCircuits
 from mechint_core.errors import ConfigurationError, DegenerateInputError, NotFoundError, ShapeError
 from mechint_core.models import inference
 from mechint_core.patching import EdgeRuns, PromptPairs, residual_graph
-from mechint_core.random import generator
+from mechint_core.random import generator, torch_generator
 from mechint_core.synthetic.compiled_programs import FRACTION_EDGES, fraction_of_previous_model, fraction_prompts
 from mechint_core.synthetic.induction_model import (
     CHANGED_EDGES,
@@ -171,6 +178,38 @@ def test_circuit_faithfulness__works_for_outputs_without_classes():
     found = circuit_faithfulness(model, circuit_of(FRACTION_EDGES), **prompts, config=config)
     assert found.faithfulness.value == pytest.approx(1, abs=1e-5)
     assert found.necessity.value == pytest.approx(1, abs=1e-5)
+
+
+class Parts(torch.nn.Module):
+    """A residual stream to which modules write whose names say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+        self.unembed = torch.nn.Linear(4, 3)
+        draws = torch_generator(0, "parts")
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, generator=draws)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = x + part(x)
+        return self.unembed(x)
+
+
+def test_circuit_faithfulness__measures_the_graph_with_the_components_the_circuit_was_found_with():
+    model = Parts()
+    clean, corrupted = generator(0, "parts").normal(size=(2, 40, 4))
+    config = EdgeAttributionConfig(components=("parts.*",), granularity="block", metric="kl", n_edges=3, n_draws=50)
+    circuit = Circuit.of(edge_attribution(model, clean[:20], corrupted[:20], config=config), config)
+    judge = CircuitFaithfulnessConfig(metric="kl", **FEW)
+
+    found = circuit_faithfulness(model, circuit, clean[20:], corrupted[20:], config=judge)
+
+    assert circuit.components == ("parts.*",)
+    assert found.n_edges == len(circuit.edges) == 6  # input, two parts, output: each to all that follow
+    with pytest.raises(NotFoundError, match="Give components"):
+        circuit_faithfulness(model, replace(circuit, components=()), clean[20:], corrupted[20:], config=judge)
 
 
 def test_circuit_faithfulness__is_undefined_where_there_is_no_effect():
@@ -397,6 +436,15 @@ def test_circuit_faithfulness__refuses_pairs_the_circuit_was_found_on():
     other = {name: each[5:] for name, each in prompts.items()}
     found = circuit_faithfulness(induction_model(), circuit, **other, config=CircuitFaithfulnessConfig(**FEW))
     assert (found.n_discovered_on, found.n_pairs) == (5, 7)
+
+
+def test_circuit_faithfulness__refuses_the_pairs_turned_round_or_in_other_integers():
+    prompts = induction_prompts(6)
+    seen = PromptPairs.of(*prompts.values(), "logit_difference").fingerprints()
+    circuit = circuit_of(INDUCTION_EDGES, discovered_on=tuple(seen))
+    clean, corrupted, target, foil = prompts.values()
+    with pytest.raises(ConfigurationError, match="Got 6 of 6 on which it was"):
+        unchecked(induction_model(), circuit, corrupted.astype(np.int32), clean.astype(np.int32), foil, target)
 
 
 def test_circuit_faithfulness__refuses_circuits_of_another_model():

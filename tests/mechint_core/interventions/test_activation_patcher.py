@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from mechint_core.errors import ConfigurationError, NotFoundError, ShapeError
-from mechint_core.interventions import ActivationPatcher
+from mechint_core.interventions import ActivationPatcher, activation_patcher
 from mechint_core.random import torch_generator
 from mechint_core.synthetic.linear_network import LinearNetwork
 
@@ -171,10 +172,7 @@ def test_run_full_analysis__one_sample_or_a_loss_that_mixes_samples_has_no_inter
     patcher = ActivationPatcher(model, "linear1")
     one = patcher.run_full_analysis(inputs(12, 1, 64), inputs(12, 1, 64, stream="corrupted"))
     clean, corrupted = inputs(12, 3, 64), inputs(12, 3, 64, stream="corrupted")
-    with torch.no_grad():
-        wanted = model.eval()(clean)
     mixing = {
-        "captured target": lambda output: nn.functional.mse_loss(output, wanted),
         "spread": lambda output: output.std(dim=1).mean(),
         "largest": torch.max,
     }
@@ -184,6 +182,32 @@ def test_run_full_analysis__one_sample_or_a_loss_that_mixes_samples_has_no_inter
         assert all(math.isnan(outcome["recovery_low"]) for outcome in (*one.values(), *own.values()))
         alone = ActivationPatcher(model, "linear1").patch(clean, corrupted, loss)
         assert own["linear1"]["recovery_score"] == alone["recovery_score"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_run_full_analysis__a_loss_that_holds_on_to_all_targets_has_the_interval_of_its_samples(reduction):
+    """Cross-entropy with targets of one's own: the same numbers as where every sample carries its target along."""
+    model, n = encoder(batch_first=True).eval(), 24
+    clean, corrupted = inputs(n, 3, 64), inputs(n, 3, 64, stream="corrupted")
+    with torch.no_grad():
+        target = model(clean)[:, -1, :4].argmax(dim=1)
+    captured = lambda output: nn.functional.cross_entropy(output[:, -1, :4], target, reduction=reduction)  # noqa: E731
+    found = ActivationPatcher(model, "linear1").run_full_analysis(clean, corrupted, captured, components=["linear*"])
+    for name, outcome in found.items():
+        alone = ActivationPatcher(model, name).patch(clean, corrupted, captured)
+        for key, value in alone.items():
+            assert outcome[key] == pytest.approx(value, rel=1e-4, abs=1e-4)
+        assert outcome["recovery_low"] < outcome["recovery_score"] < outcome["recovery_high"]
+    with torch.no_grad():
+        ours, theirs = model(clean), model(corrupted)
+    by_sample = activation_patcher._LossByExchange.of(captured, ours, theirs, 0)
+    scale = 1 if reduction == "mean" else n
+    wanted, others = (
+        scale * nn.functional.cross_entropy(each[:, -1, :4], target, reduction="none") for each in (ours, theirs)
+    )
+    differences = by_sample(ours, slice(0, n), slice(0, n)) - by_sample(theirs, slice(0, n), slice(0, n))
+    # The constant that all samples share is the loss's mean, not each one's own: only differences are exact.
+    np.testing.assert_allclose(differences, (wanted - others).numpy(), atol=1e-4)
 
 
 # Oracle

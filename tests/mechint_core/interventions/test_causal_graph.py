@@ -118,6 +118,16 @@ def test_causal_graph__heads_of_one_layer_do_not_drive_each_other():
     assert np.isnan(found.coefficient).all()
 
 
+def test_causal_graph__by_position_the_one_that_differs_drives_itself():
+    """The model is causal and the prompts differ in the last token: nothing else can change."""
+    config = CausalGraphConfig(sites=("embed", "layers.0.mlp"), by="position", output=False, n_draws=200)
+    scores = edges_of(found := causal_graph(transformer(), *prompts(), config=config), found.score)
+    assert len(scores) == 4 * 4  # positions of one site do not drive each other
+    for (sender, receiver), score in scores.items():
+        wanted = np.nan if not receiver.endswith("@3") else float(sender.endswith("@3"))
+        assert score == pytest.approx(wanted, abs=1e-9, nan_ok=True)
+
+
 def test_causal_graph__says_nothing_of_components_that_do_not_differ():
     clean, _ = prompts()
 
@@ -240,7 +250,7 @@ def test_causal_graph__raises_on_sites_that_do_not_exist():
     ("options", "message"),
     [
         ({"sites": "embed"}, "sites must be a tuple"),
-        ({"by": "neuron"}, "by must be one of site, head, unit"),
+        ({"by": "neuron"}, "by must be one of site, head, position, unit"),
         ({"false_discovery": 1.0}, "false_discovery must lie"),
         ({"n_draws": 0}, "must be at least 1"),
     ],

@@ -18,7 +18,8 @@ from mechint_core.interventions import (
     patch_sites,
 )
 from mechint_core.interventions.method_agreement import METHODS
-from mechint_core.random import generator
+from mechint_core.patching import ROUNDING
+from mechint_core.random import generator, torch_generator
 from mechint_core.synthetic.induction_model import INDUCTION_HEAD, PREVIOUS_HEAD, induction_model, induction_prompts
 from mechint_core.synthetic.linear_network import LinearNetwork
 from mechint_core.synthetic.planted_circuit import PlantedCircuit, planted_prompts
@@ -62,6 +63,22 @@ def test_method_agreement__all_patches_agree_on_a_linear_network(shares):
     assert found.agreement.value == pytest.approx(1)
     assert found.part == tuple(f"routes.{k}" for k in range(len(shares)))
     assert found.method == PATCHES
+
+
+def test_method_agreement__effects_that_differ_by_rounding_have_no_order():
+    """A chain of three modules: patching any of them brings everything back, up to float32; nothing can be ranked."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+    draws = torch_generator(0, "chain")
+    for each in model.parameters():
+        torch.nn.init.normal_(each, std=0.5, generator=draws)
+    clean, corrupted = generator(0, "chain").normal(size=(2, 30, 8))
+    target = model(torch.from_numpy(clean).float()).argmax(dim=1).numpy()
+
+    found = method_agreement(model, clean, corrupted, target, config=MethodAgreementConfig(methods=PATCHES))
+
+    np.testing.assert_allclose(found.effect, 1, atol=1e-4)
+    assert np.isnan(found.rank_correlation[0, 1])
+    assert "same effect: they cannot be compared" in found.reading()
 
 
 def test_method_agreement__noising_does_not_see_backups_nor_denoising_the_halves_of_an_and():
@@ -156,6 +173,8 @@ def test_method_agreement__correlations_are_scipys():
     for a, b in combinations(range(len(METHODS)), 2):
         one, other = found.effect[[a, b]]
         assert found.correlation[a, b] == pytest.approx(stats.pearsonr(one, other).statistic, abs=1e-9)
+        # Effects that differ by less than a rounding are ties. The clean score is 0, so the mean score is half of all.
+        one, other = (np.round(each / (ROUNDING / 2)) for each in (one, other))
         assert found.rank_correlation[a, b] == pytest.approx(stats.spearmanr(one, other).statistic, abs=1e-9)
 
 

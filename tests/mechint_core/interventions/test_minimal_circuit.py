@@ -123,6 +123,21 @@ def test_minimal_circuit__of_heads_and_units():
     assert by_unit.discovered.low >= 0.9
 
 
+def test_minimal_circuit__of_positions_is_the_one_that_differs():
+    """What the others embed is the same in both runs: the last position carries all, exactly in float64."""
+    clean, corrupted = prompts()
+    model = transformer()
+    with inference(model):
+        target = model(torch.from_numpy(clean))[:, -1].argmax(dim=1).numpy()
+    config = MinimalCircuitConfig(sites=("embed",), by="position", n_draws=200)
+
+    found = minimal_circuit(model, clean, corrupted, target, config=config)
+
+    assert found.component == tuple(f"embed@{position}" for position in range(4))
+    assert found.member.tolist() == [False, False, False, True]
+    np.testing.assert_allclose(found.contribution, [0, 0, 0, 1], atol=1e-9)
+
+
 def test_minimal_circuit__is_undefined_where_ablating_everything_changes_nothing():
     clean, _ = prompts()
     model = transformer()
@@ -305,7 +320,7 @@ def test_minimal_circuit__raises_on_sites_that_do_not_exist():
     ("options", "message"),
     [
         ({"sites": "embed"}, "sites must be a tuple"),
-        ({"by": "neuron"}, "by must be one of site, head, unit"),
+        ({"by": "neuron"}, "by must be one of site, head, position, unit"),
         ({"ablation": "zero"}, "ablation must be resample or mean"),
         ({"faithfulness": 1.5}, r"faithfulness must lie in \(0, 1\]"),
         ({"held_out": 1.0}, "held_out strictly between 0 and 1"),

@@ -121,6 +121,21 @@ def test_path_patch__through_a_cut_is_what_patching_the_sender_gives(by, directi
     assert abs(found.effect.sum(axis=1) - found.total).max() > 0.01  # single paths need not add up
 
 
+def test_path_patch__by_position_all_goes_through_the_position_that_differs():
+    """The model is causal and the prompts differ in the last token: no other position can pass anything on."""
+    clean, corrupted = prompts(6)
+    model = transformer()
+    config = PathPatchConfig(senders=("embed",), receivers=("layers.0.mlp", "output"), by="position", control=False)
+
+    found = path_patch(model, clean, corrupted, answers(model, clean), config=config)
+
+    assert found.sender == tuple(f"embed@{position}" for position in range(5))
+    assert found.receiver == (*(f"layers.0.mlp@{position}" for position in range(5)), "output")
+    np.testing.assert_allclose(found.through, [0, 0, 0, 0, 1], atol=1e-9)
+    assert (found.effect[-1, -2:] != 0).all()
+    np.testing.assert_allclose(found.effect[-1, :-2], 0, atol=1e-9)
+
+
 def test_path_patch__through_a_cut_is_exact_where_one_receiver_acts_on_another_by_way_of_a_held_one():
     """Freezing `between` in one pass and inserting both receivers in the next would lose a part."""
     clean, corrupted = numbers(n_units=3)
@@ -372,7 +387,7 @@ def test_path_patch__raises_on_sites_that_do_not_exist():
     [
         ({"senders": ()}, "senders must be a tuple"),
         ({"receivers": "output"}, "receivers must be a tuple"),
-        ({"by": "neuron"}, "by must be one of site, head, unit"),
+        ({"by": "neuron"}, "by must be one of site, head, position, unit"),
         ({"direction": "up"}, "direction must be denoising or noising"),
         ({"n_checked": 0}, "n_checked must be at least 1"),
         ({"level": 1.0}, "level must lie"),

@@ -1,5 +1,7 @@
 """How experiments run a model."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,18 @@ def test_inference__is_eval_mode_without_gradients_or_fused_paths_and_is_undone(
     assert torch.is_grad_enabled()
     assert torch.backends.mha.get_fastpath_enabled() == fused
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_inference__fused_paths_stay_off_until_the_last_thread_has_left():
+    """A thread that ends does not switch them on under one that began later: it would pass its hooks by."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    first, second = inference(nn.Linear(2, 2)), inference(nn.Linear(2, 2))
+    with ThreadPoolExecutor(1) as other:
+        other.submit(first.__enter__).result()
+        with second:
+            other.submit(first.__exit__, None, None, None).result()
+            assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() == fused
 
 
 def test_to_model__gives_floats_the_models_precision_and_integers_int64():

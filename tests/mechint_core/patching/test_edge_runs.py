@@ -297,6 +297,22 @@ def test_edge_runs__leave_no_hook_behind_not_even_after_an_exception(monkeypatch
     assert hooks() == 0
 
 
+@pytest.mark.parametrize(("cache_bytes", "fits"), [(2**28, True), (20_000, False)])
+def test_edge_runs__a_scorer_gives_the_same_bits_and_runs_pairs_once_if_they_fit_in_memory(cache_bytes, fits):
+    model, pairs = SmallTransformer(norm=True, hidden=8), tokens()
+    rows = list[int]()
+    model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    with inference(model):
+        runs = runs_of(model, pairs, cache_bytes=cache_bytes)
+        masks = some(len(runs.graph.edges), 1)
+        wanted = runs.score(pairs, masks).patched
+        score = runs.scorer(pairs)
+        rows.clear()
+        found = score(masks).patched
+    np.testing.assert_array_equal(found, wanted)
+    assert (sum(rows) == len(pairs)) == fits  # that of the experiment
+
+
 # Bad input
 def test_edge_runs__raises_on_masks_and_ablations_that_make_no_sense():
     model, pairs = SmallTransformer(), tokens()

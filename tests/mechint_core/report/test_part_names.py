@@ -70,3 +70,8 @@ def test_brief_names__are_as_different_as_the_names(names: list[str]):
 
 def test_brief_names__of_nothing_are_nothing():
     assert brief_names(()) == ()
+
+
+def test_fitted_names__of_sites_keep_the_end_that_tells_layers_apart():
+    names = tuple(f"encoder.layers.{layer}.{part}" for layer in (0, 1) for part in ("norm1", "dropout1"))
+    assert len(set(fitted_names(names, 18))) == 4
