@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flows.configuration import CircuitSection, CorruptionSection
+from flows.sections import CircuitSection, CorruptionSection
 from mechint_core.errors import ConfigurationError
 from mechint_core.patching import PromptPairs
 from mechint_core.random import generator

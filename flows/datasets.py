@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.configuration import DatasetSection
+from flows.sections import DatasetSection
 from mechint_core.errors import ConfigurationError
 from mechint_core.models import load_factory
 from mechint_core.store import ActivationStore

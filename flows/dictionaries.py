@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from flows.configuration import AnalysisSection, DictionarySection
 from flows.plan import Checkpoint, Plan, array_at, chosen_steps, of_dictionary, site_labels
+from flows.sections import AnalysisSection, DictionarySection
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.features import Recipe
 from mechint_core.store import ActivationStore, ResultKey, StoredResult

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from flows.behaviours import prompt_sets
-from flows.configuration import AnalysisSection, RunSection, Steps
+from flows.configuration import RunSection
 from flows.datasets import commit_dataset, load_dataset
+from flows.sections import AnalysisSection, Steps
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.models import (
     checkpoint_digest,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flows.behaviours import prompt_sets
-from flows.configuration import CircuitSection
+from flows.sections import CircuitSection
 from mechint_core.errors import ConfigurationError
 from mechint_core.synthetic.modular_addition import build_dataset, build_prompt_pairs
 
