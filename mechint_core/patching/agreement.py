@@ -139,13 +139,12 @@ def agreement_of(
     means = [_rounded(each.mean(axis=1), rounding) for each in (estimated, exact)]
     resampled = [_rounded(np.take_along_axis(weights @ each.T, parts, axis=1), rounding) for each in (estimated, exact)]
     shuffled = draws.permuted(np.tile(means[0], (n_draws, 1)), axis=1)
-
-    def of(statistic: Callable[[Means, Means], Float[np.ndarray, "draw"]], tail: Tail) -> Estimate:
+    found: list[Estimate] = []
+    for statistic, tail in _STATISTICS:
         value = float(statistic(means[0][None], means[1][None])[0])
         null = statistic(shuffled, np.broadcast_to(means[1], shuffled.shape))
-        return estimate(value, bootstrap=statistic(*resampled), null=null, tail=tail, level=level)
-
-    return Agreement(of(_pearson, "greater"), of(_spearman, "greater"), of(_signs, "greater"), of(_error, "less"))
+        found.append(estimate(value, bootstrap=statistic(*resampled), null=null, tail=tail, level=level))
+    return Agreement(*found)
 
 
 def _n_sure(n_parts: int) -> int:
@@ -191,3 +190,12 @@ def _signs(one: Means, other: Means) -> Float[np.ndarray, "draw"]:
 def _error(one: Means, other: Means) -> Float[np.ndarray, "draw"]:
     size = np.linalg.norm(other, axis=1)
     return np.divide(np.linalg.norm(one - other, axis=1), size, out=np.full(len(size), NAN), where=size > 0)
+
+
+_STATISTICS: Final[tuple[tuple[Callable[[Means, Means], Float[np.ndarray, "draw"]], Tail], ...]] = (
+    (_pearson, "greater"),
+    (_spearman, "greater"),
+    (_signs, "greater"),
+    (_error, "less"),
+)
+"""In the order of `Agreement`, and on which side of the null each speaks for the estimates."""

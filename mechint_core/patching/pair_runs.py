@@ -10,6 +10,7 @@ which saves half of the E where they are spread evenly over the model.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -203,11 +204,11 @@ class PairRuns:
 
 def writing(parts: Sequence[tuple[str, Part]]) -> Callable[[Block], list[list[Edit]]]:
     """Return what makes the experiments of a block: each writes one part of the other run's activation at one site."""
+    return partial(_written, parts)
 
-    def experiments(block: Block) -> list[list[Edit]]:
-        return [[Write(site, block.donor_activations[site], part)] for site, part in parts]
 
-    return experiments
+def _written(parts: Sequence[tuple[str, Part]], block: Block) -> list[list[Edit]]:
+    return [[Write(site, block.donor_activations[site], part)] for site, part in parts]
 
 
 def other_pairs(n_pairs: int, seed: int) -> Rows:

@@ -235,10 +235,13 @@ def test_compare_circuits__does_not_depend_on_the_order_of_edges():
         np.testing.assert_array_equal(second.arrays()[name], values, err_msg=name)
 
 
-def test_compare_circuits__p_values_are_at_their_nominal_level_for_unrelated_connected_circuits():
-    """200 comparisons of two connected random circuits: the rate of p <= 0.1 lies in its 99.9 % band, 0.04 to 0.18."""
+@pytest.mark.parametrize(
+    ("n_pairs", "least", "most"), [(60, 0.01, 0.25), pytest.param(200, 0.04, 0.18, marks=pytest.mark.slow)]
+)
+def test_compare_circuits__p_values_are_at_their_nominal_level_for_unrelated_connected_circuits(n_pairs, least, most):
+    """Comparisons of two connected random circuits: the rate of p <= 0.1 lies in its 99.9 % band."""
     draws = generator(0, "unrelated")
-    config = [CompareCircuitsConfig(n_null=39, n_draws=2, seed=seed) for seed in range(200)]
+    config = [CompareCircuitsConfig(n_null=39, n_draws=2, seed=seed) for seed in range(n_pairs)]
     found = [
         compare_circuits(
             [circuit(each) for each in random_circuits(EDGES, 15, n_circuits=2, kind="connected", rng=draws)],
@@ -246,7 +249,7 @@ def test_compare_circuits__p_values_are_at_their_nominal_level_for_unrelated_con
         ).edge_likeness.p_value
         for one in config
     ]
-    assert 0.04 <= np.mean(np.array(found) <= 0.1) <= 0.18
+    assert least <= np.mean(np.array(found) <= 0.1) <= most
 
 
 def test_compare_circuits__same_seed_same_bits():

@@ -385,7 +385,7 @@ def test_plan_passes__covers_every_row_of_every_experiment_once_in_full_passes(n
 
 
 @settings(max_examples=10)
-@given(st.integers(2, 40), st.integers(1, 30), st.integers(1, 10_000))
+@given(st.integers(2, 15), st.integers(1, 20), st.integers(1, 5_000))
 def test_patch_sites__does_not_depend_on_how_it_is_packed(n_pairs, batch_rows, cache_bytes):
     draws = generator(n_pairs, "packed")
     clean, corrupted = draws.normal(size=(2, n_pairs, 8))
