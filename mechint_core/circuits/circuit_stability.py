@@ -125,8 +125,8 @@ class CircuitStability(Result):
         circuits = f"Two halves of the pairs give circuits of {self.n_kept} edges"
         if not found.p_value <= ALPHA:
             return (
-                f"{circuits} that are no more alike than random ones: they share {found.value:.2f} of their edges, "
-                f"random ones {found.null:.2f} (p = {found.p_value:.2g})."
+                f"{circuits} whose likeness cannot be told from that of random ones: they share {found.value:.2f} of "
+                f"their edges, random ones {found.null:.2f} (p = {found.p_value:.2g})."
             )
         return (
             f"{circuits} that share {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] of their edges, random ones "

@@ -157,8 +157,8 @@ class MethodAgreement(Result):
             return f"Of any two methods one gives all {self.n_parts} parts the same effect: they cannot be compared."
         if not self.agreement.p_value <= ALPHA:
             return (
-                f"The {len(self.method)} methods agree no more than by chance about the {self.n_parts} parts: mean "
-                f"Spearman correlation {self.agreement.value:.2f} (p = {self.agreement.p_value:.2g})."
+                f"Agreement of the {len(self.method)} methods about the {self.n_parts} parts cannot be told from "
+                f"chance: mean Spearman correlation {self.agreement.value:.2f} (p = {self.agreement.p_value:.2g})."
             )
         pairs = [pair for pair in combinations(range(len(self.method)), 2) if np.isfinite(self.rank_correlation[pair])]
         best, least = (choose(pairs, key=lambda pair: self.rank_correlation[pair]) for choose in (max, min))

@@ -103,7 +103,7 @@ def test_compare_circuits__what_all_connected_circuits_share_is_no_likeness():
     assert connected.edge_likeness.value == subsets.edge_likeness.value == 1 / 5
     assert connected.edge_likeness.p_value > 0.5
     assert connected.edge_likeness.null > subsets.edge_likeness.null
-    assert "no more alike than random ones" in connected.reading()
+    assert "cannot be told from that of random ones" in connected.reading()
 
 
 def test_compare_circuits__planted_common_edges_recur_and_no_others():
