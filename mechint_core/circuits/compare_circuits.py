@@ -151,8 +151,8 @@ class ComparedCircuits(Result):
             return f"None of the {self.n_circuits} circuits keeps an edge: there is nothing to compare."
         if not found.p_value <= ALPHA:
             return (
-                f"The likeness of the {self.n_circuits} circuits cannot be told from that of random ones: "
-                f"two share {found.value:.2f} of their edges, those of these sizes {found.null:.2f} (p = {found.p_value:.2g})."
+                f"The likeness of the {self.n_circuits} circuits cannot be told from that of random ones: two share "
+                f"{found.value:.2f} of their edges, those of these sizes {found.null:.2f} (p = {found.p_value:.2g})."
             )
         return (
             f"Two of the {self.n_circuits} circuits share {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] of the "
