@@ -46,6 +46,7 @@ def first_step(scalar: str, reached: float, *, below: bool = False) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the first test waits for the whole demonstration
 @pytest.mark.usefixtures("demonstrated")
 class TestDemonstration:
     def test_phases__memorisation_comes_before_generalisation(self):
@@ -89,8 +90,8 @@ class TestDemonstration:
     def test_patching__names_the_sites_through_which_the_answer_flows(self):
         """Only b differs between the prompts: a's embedding cannot carry the answer, the others must."""
         patched = through_training("patch_sites", "model")[-1]
-        recovery = dict(zip(patched.labels["site"], patched.arrays["recovery"], strict=True))
-        p = dict(zip(patched.labels["site"], patched.arrays["p_value"], strict=True))
+        recovery = dict(zip(patched.labels["part"], patched.arrays["recovery"], strict=True))
+        p = dict(zip(patched.labels["part"], patched.arrays["p_value"], strict=True))
 
         assert recovery["embed.a"] == pytest.approx(0, abs=1e-5)
         for site in ("embed.b", "attention", "residual"):
@@ -99,6 +100,29 @@ class TestDemonstration:
 
     def test_patching__finds_nothing_in_the_untrained_network(self):
         assert through_training("patch_sites", "model")[0].flags["defined"] == 0
+
+    def test_circuit__does_the_work_alone_on_other_pairs_and_there_is_none_untrained(self):
+        untrained, *_, trained = through_training("circuit_faithfulness", "addition")
+
+        assert trained.estimates["faithfulness"].low > 0.8
+        assert trained.estimates["faithfulness"].p_value <= 0.01
+        assert trained.estimates["necessity"].low > 0.9
+        assert untrained.flags["defined"] == 0
+        assert untrained.flags["n_kept"] == 0
+
+    def test_circuit__leads_from_the_numbers_through_heads_and_mlp(self):
+        found = through_training("edge_attribution", "addition")[-1]
+        kept = {
+            edge
+            for edge, is_kept in zip(
+                zip(found.labels["sender"], found.labels["receiver"], strict=True), found.arrays["kept"], strict=True
+            )
+            if is_kept
+        }
+
+        assert ("mlp", "output") in kept
+        assert {sender for sender, receiver in kept if receiver == "mlp"} >= {"attention.0", "attention.1"}
+        assert not {receiver for sender, receiver in kept if sender == "input"} & {"mlp", "output"}
 
     def test_dictionary__of_the_trained_network_beats_random_directions(self):
         trained = through_training("evaluate_dictionary", "mlp.hidden")[-1]
@@ -131,7 +155,7 @@ class TestDemonstration:
         found = findings(results)
         page = (settings().root / "reports" / "grokking.html").read_text()
 
-        assert len(found) == 7
+        assert len(found) == 9
         for finding in found:
             assert finding.certainty is not None
             assert np.isfinite(finding.certainty.value)
