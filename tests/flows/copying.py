@@ -1,4 +1,4 @@
-"""A training run whose circuit is known: nothing at step 0, an induction head at steps 10 and 20."""
+"""A training run whose circuit is known: nothing at step 0, an induction head at step 20."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 from mechint_core.synthetic.induction_model import induction_model, induction_prompts
 from mechint_core.synthetic.small_transformer import SmallTransformer
 
-STEPS = (0, 10, 20)
+STEPS = (0, 20)
 
 
 def build_model() -> nn.Module:
@@ -44,6 +44,8 @@ def configuration(**changes: Any) -> dict[str, Any]:
         "target": "prompts.target",
         "corrupted_target": "prompts.corrupted_target",
         "steps": list(STEPS),
+        "scan": ["head"],
+        "options": {"circuit_faithfulness": {"n_random": 39, "n_random_curve": 5, "n_knockouts": 5}},
     }
     return {
         "run": "copying",
@@ -57,7 +59,7 @@ def configuration(**changes: Any) -> dict[str, Any]:
 def write_run(folder: Path, **changes: Any) -> Path:
     """Write checkpoints and a configuration; return the configuration's path."""
     (folder / "checkpoints").mkdir(parents=True)
-    for step, model in zip(STEPS, (untrained(), build_model(), build_model()), strict=True):
+    for step, model in zip(STEPS, (untrained(), build_model()), strict=True):
         save_file(model.state_dict(), folder / "checkpoints" / f"step_{step:05d}.safetensors")
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(configuration(**changes)))

@@ -31,9 +31,7 @@ def test_find_circuit__finds_the_known_heads_verifies_them_and_says_when_they_fo
     assert set(found.circuits["induction", 20].nodes) == TRUE_HEADS
     own = stored("circuit_faithfulness", "induction", 20)
     before = stored("circuit_faithfulness", "induction of step 20", 0)
-    after = stored("circuit_faithfulness", "induction of step 20", 10)
     assert own.estimates["faithfulness"].low > 0.95
-    assert after.estimates["faithfulness"].value == pytest.approx(own.estimates["faithfulness"].value)
     assert not before.estimates["faithfulness"].low > 0.5
     assert stored("compare_circuits", "induction", None).labels
     assert "induction" in found.report.read_text()
