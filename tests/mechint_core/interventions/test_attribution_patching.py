@@ -134,6 +134,17 @@ def test_attribution_patching__maps_sites_by_position_and_attention_by_head():
     np.testing.assert_allclose(at_heads.grid.ravel(), at_heads.recovery)
 
 
+def test_attribution_patching__maps_sites_at_one_position_by_layer():
+    model = transformer(norm=True)
+    clean, corrupted = prompts()
+    config = AttributionPatchingConfig(sites=("embed", "layers.?.mlp"), position=-1, n_verified=0)
+
+    found = attribution_patching(model, clean, corrupted, *answers(model, clean, corrupted), config=config)
+
+    assert found.site == ("embed", "layers.*.mlp")
+    np.testing.assert_array_equal(found.grid, [[found.recovery[0], np.nan], found.recovery[1:]])
+
+
 def test_attribution_patching__says_that_a_dead_gate_misleads_it_and_the_integral_is_not_misled():
     clean, corrupted, target = gated_pairs()
     config = {"sites": ("part", "gate", "other")}
