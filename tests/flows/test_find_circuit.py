@@ -85,7 +85,7 @@ def test_find_circuit__no_behaviour_says_where_to_read(tmp_path: Path):
         ({"corrupted": ""}, "either `corrupted` or `corruption`"),
         ({"clean": "other.clean"}, "must be `dataset.field`"),
         ({"method": "guess"}, "circuits.0.method"),
-        ({"options": {"acdc": {"threshhold": 1}}}, "acdc has no option 'threshhold'"),
+        ({"options": {"acdc": {"taus": 1}}}, "acdc has no option 'taus'"),
         ({"circuit": "saved.json"}, "verified at one step"),
     ],
 )
