@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,14 @@ from mechint_core.random import generator
 
 hypothesis.settings.register_profile("mechint", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("mechint")
+
+
+@pytest.fixture(autouse=True)
+def _weights_that_do_not_depend_on_the_order_of_tests() -> None:
+    """Modules draw their first weights from torch's own generator: every test finds it in the same state."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

@@ -246,7 +246,7 @@ def test_attribution_patching__equals_the_definition_written_out_with_torch():
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.4, generator=torch_draws)
-    clean, corrupted = generator(0, "oracle").normal(size=(2, 10, 3, 8))
+    clean, corrupted = generator(0, "oracle").normal(size=(2, 60, 3, 8))  # enough pairs for an effect beyond doubt
     with inference(model):
         target = model(torch.from_numpy(clean))[:, -1].argmax(dim=1).numpy()
 
