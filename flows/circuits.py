@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flows.plan import Checkpoint, Plan, chosen_steps
+from flows.choices import chosen_steps
+from flows.plan import Checkpoint, Plan
 from flows.sections import CircuitSection
 from mechint_core.circuits import Circuit
 from mechint_core.store import ActivationStore

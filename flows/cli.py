@@ -125,6 +125,31 @@ def circuits(config: Path) -> None:
 
 @mechint.command()
 @CONFIG
+def brain(config: Path) -> None:
+    """Compare every site with a configuration's recordings of brains, against their noise ceiling."""
+    with services():
+        from flows.compare_to_brain import compare_to_brain
+
+        found = compare_to_brain(config)
+    for (name, step), reading in found.readings.items():
+        when = "through training" if step is None else f"at step {step}"
+        out.print(f"[bold]{escape(name)}[/] {when}: {escape(reading)}", highlight=False)
+    out.print(f"report  {found.report}", highlight=False, soft_wrap=True)
+
+
+@mechint.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True))
+@click.option("--field", "fields", multiple=True, metavar="OURS=THEIRS", help="Where a field is not found by its name.")
+def recording(file: Path, fields: tuple[str, ...]) -> None:
+    """Say what a recording holds, or everything that is wrong with it."""
+    from mechint_core.recordings import describe_recording, load_recording
+
+    named = {ours: theirs for ours, _, theirs in (each.partition("=") for each in fields)}
+    out.print(escape(describe_recording(load_recording(file, fields=named))), highlight=False, soft_wrap=True)
+
+
+@mechint.command()
+@CONFIG
 @click.option("--every", default=10.0, show_default=True, help="Seconds between looks at the folder.")
 @click.option("--until", type=int, help="End after the checkpoint of this step.")
 def watch(config: Path, every: float, until: int | None) -> None:

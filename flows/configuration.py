@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from flows.sections import (
     AnalysisSection,
+    BrainSection,
     CircuitSection,
     CollectSection,
     DatasetSection,
@@ -42,6 +43,7 @@ class RunSection(Section):
     analyses: list[AnalysisSection] = Field(default_factory=list[AnalysisSection])
     dictionaries: list[DictionarySection] = Field(default_factory=list[DictionarySection])
     circuits: list[CircuitSection] = Field(default_factory=list[CircuitSection])
+    brains: list[BrainSection] = Field(default_factory=list[BrainSection])
     names: NamesSection = NamesSection()
     findings: Factory | None = None
     """`package.module:function` that opens the report with its own conclusions: StoredResults in, Findings out."""
@@ -61,7 +63,7 @@ class RunSection(Section):
     def _disagreements(self) -> list[str]:
         found: list[str] = []
         if self.collect is None:
-            if self.analyses or self.dictionaries or not self.circuits:
+            if self.analyses or self.dictionaries or self.brains or not self.circuits:
                 found.append("collect: is missing; only circuits can do without it")
         elif self.collect.dataset not in self.datasets:
             found.append(f"collect.dataset {self.collect.dataset!r} is not in datasets ({', '.join(self.datasets)})")
@@ -77,11 +79,12 @@ class RunSection(Section):
                 found.append(f"dictionaries.{index}.mask: {section.mask!r} must be `dataset.field`")
         for index, circuit in enumerate(self.circuits):
             found += self._circuit_problems(f"circuits.{index}", circuit)
-        names = [each.name for each in self.circuits]
-        found += [f"circuits: {name!r} is there twice" for name in set(names) if names.count(name) > 1]
-        seen: set[tuple[str, str | None, str]] = set()
+        for kind, sections in (("circuits", self.circuits), ("brains", self.brains)):
+            names = [each.name for each in sections]
+            found += [f"{kind}: {name!r} is there twice" for name in set(names) if names.count(name) > 1]
+        seen: set[tuple[str, ...]] = set()
         for index, analysis in enumerate(self.analyses):
-            same = (analysis.technique, analysis.name, str(sorted(analysis.sites)))
+            same = (analysis.technique, analysis.name or "", str(sorted(analysis.sites)), str(analysis.other))
             if same in seen:
                 found.append(f"analyses.{index}: {analysis.technique} on these sites is there twice; give one a `name`")
             seen.add(same)
@@ -137,6 +140,9 @@ def parse_configuration(content: Any, *, source: str, folder: Path) -> RunSectio
         "checkpoints": folder / config.checkpoints if config.checkpoints else None,
         "datasets": {name: _beside(each, "path", folder) for name, each in config.datasets.items()},
         "circuits": [_beside(each, "circuit", folder) for each in config.circuits],
+        "brains": [
+            each.model_copy(update={"recording": [folder / path for path in each.recording]}) for each in config.brains
+        ],
     }
     return config.model_copy(update=located)
 

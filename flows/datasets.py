@@ -37,9 +37,15 @@ def load_dataset(name: str, section: DatasetSection) -> dict[str, np.ndarray]:
     return arrays
 
 
-def commit_dataset(store: ActivationStore, dataset: str, arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayReference]:
+def commit_dataset(
+    store: ActivationStore,
+    dataset: str,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    axes: Mapping[str, tuple[str, ...]] | None = None,
+) -> dict[str, ArrayReference]:
     """Return references to the data set's arrays, after writing them if the store holds others."""
-    store.write_inputs(dataset, arrays, source={"dataset": dataset})
+    store.write_inputs(dataset, arrays, source={"dataset": dataset}, axes=axes)
     return {
         name: ArrayReference(store=store.location, dataset=dataset, field=name, digest=stored.digest)
         for name, stored in store.inputs(dataset).items()

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from flows.plan import Checkpoint, Plan, array_at, chosen_steps, of_dictionary, site_labels
+from flows.choices import chosen_steps, site_labels
+from flows.plan import Checkpoint, Plan, array_at, of_dictionary
 from flows.sections import AnalysisSection, DictionarySection
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.features import Recipe
@@ -209,7 +210,7 @@ def _name(section: DictionarySection, item: Item, values: Mapping[str, Any]) -> 
 def _items(plan: Plan, section: DictionarySection) -> Iterator[Item]:
     """Yield what each dictionary of a section reads and writes."""
     chosen = [each for each in plan.checkpoints if each.step in chosen_steps(section.at_steps, plan.steps)]
-    labels = site_labels(plan, section.sites or [section.site], "dictionaries", whole=True)
+    labels = site_labels(plan.sites, section.sites or [section.site], "dictionaries", whole=True)
     run = plan.config.run
     if section.across_steps and len(chosen) < 2:
         raise ConfigurationError(f"across_steps needs two checkpoints or more. Got {len(chosen)}.")
@@ -237,7 +238,7 @@ def _items(plan: Plan, section: DictionarySection) -> Iterator[Item]:
 
 
 def _written(plan: Plan, section: DictionarySection) -> str:
-    found = site_labels(plan, [section.writes], "dictionaries", whole=True)
+    found = site_labels(plan.sites, [section.writes], "dictionaries", whole=True)
     if len(found) != 1:
         raise ConfigurationError(f"writes must match one site. Got {section.writes!r}, which is {', '.join(found)}.")
     return found[0]

@@ -7,6 +7,7 @@ of what its results say they took; otherwise they are said to be unknown.
 from collections.abc import Mapping
 from statistics import median
 
+from flows.brain_comparisons import count_comparisons
 from flows.circuits import count_circuits
 from flows.dictionaries import check_dictionaries, count_dictionaries
 from flows.plan import Plan
@@ -29,7 +30,8 @@ def describe(plan: Plan) -> str:
         f"{'collect activations':<32}{len(todo):>7}{'':>10}{_bytes(len(todo) * plan.activation_bytes):>10}",
     ]
     seconds = typical_seconds(ActivationStore(plan.store))
-    for technique, calls in [*plan.outline().items(), *count_circuits(plan).items()]:
+    asked = [*plan.outline().items(), *count_circuits(plan).items(), *count_comparisons(plan).items()]
+    for technique, calls in asked:
         each = seconds.get(technique)
         cost = (f"{each:.2f} s", f"{each * calls:.0f} s") if each is not None else ("unknown", "unknown")
         lines.append(f"{technique:<32}{calls:>7}{cost[0]:>10}{cost[1]:>10}")

@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.collect_activations import RUNNER, record
+from flows.compare_to_brain import align_and_follow
 from flows.configuration import RunSection, configuration
 from flows.dictionaries import check_dictionaries
 from flows.find_circuit import find_and_verify, save_circuits
@@ -67,6 +68,7 @@ def analyse(plan: Plan, failures: list[str]) -> int:
     n_done += run_pending("training", plan.over_sites(), failures)
     n_done += train_and_examine(plan, failures)
     n_done += find_and_verify(plan, failures)
+    n_done += align_and_follow(plan, failures)
     if not failures:
         n_done += run_pending("phases", plan.over_measures(), failures)
     return n_done

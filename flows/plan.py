@@ -5,6 +5,7 @@ A technique's parameters decide where it is applied, so that no technique needs 
     unbound parameters      applied to                              stored under
     one array               each site of each checkpoint            STEP/technique/site
     two arrays              each pair of sites of each checkpoint   STEP/technique/site~site
+                            with `other`: its sites and this run's  STEP/technique/site~site of RUN
     a model only            each checkpoint                         STEP/technique/model
     a sequence of arrays    each site, over all checkpoints         all/technique/site
     a table of measures     once, over all checkpoints              all/technique/measures
@@ -15,16 +16,18 @@ A technique's parameters decide where it is applied, so that no technique needs 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from flows.behaviours import prompt_sets
+from flows.choices import chosen_steps, site_labels
 from flows.configuration import RunSection
 from flows.datasets import commit_dataset, load_dataset
-from flows.sections import AnalysisSection, Steps
+from flows.recordings import BrainData, commit_recording
+from flows.sections import AnalysisSection
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.models import (
     checkpoint_digest,
@@ -60,6 +63,8 @@ class Plan:
     """Data set -> field -> its committed array."""
     behaviours: Mapping[str, Mapping[str, ArrayReference]]
     """Prompt pairs of each circuit, "RUN.NAME.discovery" and "RUN.NAME.held-out": clean, corrupted and targets."""
+    brains: Mapping[str, BrainData]
+    """Name of a recording -> its regions, lined up with the samples."""
     sites: Mapping[str, tuple[int, ...]]
     """Recorded site -> shape of one sample's activation."""
     n_samples: int
@@ -92,7 +97,8 @@ class Plan:
 
     def digests(self) -> dict[str, str]:
         """Return the digest of every array of every data set, prompt pairs included."""
-        datasets = {**self.fields, **self.behaviours}
+        recordings = {f"{self.config.run}.{name}": each.responses for name, each in self.brains.items()}
+        datasets = {**self.fields, **self.behaviours, **recordings}
         return {f"{name}.{field}": each.digest for name, fields in datasets.items() for field, each in fields.items()}
 
     def collection(self) -> list[CollectionWork]:
@@ -146,14 +152,13 @@ class Plan:
         for analysis in self.config.analyses:
             if of_dictionary(analysis):
                 continue  # `flows.dictionaries` counts these
-            labels = len(site_labels(self, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
+            labels = len(site_labels(self.sites, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
             if _is_of_measures(analysis):
                 n = 1
             elif _is_over_training(analysis):
                 n = labels
             else:
-                pairs = labels * (labels - 1) // 2 if len(_unbound(analysis)) == 2 else labels
-                n = pairs * len(chosen_steps(analysis.steps, self.steps))
+                n = _n_cells(self, analysis, labels) * len(chosen_steps(analysis.steps, self.steps))
             counts[analysis.technique] = counts.get(analysis.technique, 0) + n
         return counts
 
@@ -182,6 +187,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
         checkpoints=checkpoints,
         fields=fields,
         behaviours=behaviours,
+        brains={each.name: commit_recording(store, config.run, each, arrays, config.dataset) for each in config.brains},
         sites=_site_shapes(config, checkpoints[0], sample),
         n_samples=len(next(iter(sample.values()))),
     )
@@ -235,28 +241,69 @@ def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.
 
 def _checkpoint_work(plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoint) -> Iterator[Work]:
     unbound = _unbound(analysis)
-    labels = site_labels(plan, analysis.sites, analysis.technique)
+    labels = site_labels(plan.sites, analysis.sites, analysis.technique)
     if not unbound:
         yield _work(plan, analysis, checkpoint, {}, "model")
     elif len(unbound) == 1:
         for label in labels:
             yield _work(plan, analysis, checkpoint, {unbound[0].name: array_at(plan, checkpoint, label)}, label)
     elif len(unbound) == 2:
-        for one, other in combinations(labels, 2):
-            arrays: dict[str, Input] = {
-                unbound[0].name: array_at(plan, checkpoint, one),
-                unbound[1].name: array_at(plan, checkpoint, other),
-            }
-            yield _work(plan, analysis, checkpoint, arrays, f"{one}~{other}")
+        for label, one, other in _pairs(plan, analysis, checkpoint, labels):
+            yield _work(plan, analysis, checkpoint, {unbound[0].name: one, unbound[1].name: other}, label)
     else:
         names = ", ".join(each.name for each in unbound)
         raise ConfigurationError(f"{analysis.technique}: bind all but two of {names} to data fields by `inputs`.")
 
 
+def _pairs(
+    plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoint, labels: Sequence[str]
+) -> Iterator[tuple[str, ArrayReference, ArrayReference]]:
+    """Yield each pair of this run's sites; or each of its sites with each of another run's, under both names."""
+    if analysis.other is None:
+        for one, other in combinations(labels, 2):
+            yield f"{one}~{other}", array_at(plan, checkpoint, one), array_at(plan, checkpoint, other)
+        return
+    run, step = analysis.other.run, analysis.other.step
+    at = checkpoint if step == "same" else Checkpoint(_step_of(plan, run, step), None, "")
+    shapes = _recorded(plan, run, at.step)
+    for one, other in product(labels, site_labels(shapes, analysis.other.sites, f"{analysis.technique}.other")):
+        when = "" if step == "same" else f" @{at.step}"
+        yield f"{one}~{other} of {run}{when}", array_at(plan, checkpoint, one), array_at(plan, at, other, run)
+
+
+def _n_cells(plan: Plan, analysis: AnalysisSection, n_labels: int) -> int:
+    """Return how often a technique is applied at one checkpoint."""
+    if len(_unbound(analysis)) != 2:
+        return n_labels
+    if analysis.other is None:
+        return n_labels * (n_labels - 1) // 2
+    step = plan.steps[-1] if analysis.other.step == "same" else _step_of(plan, analysis.other.run, analysis.other.step)
+    shapes = _recorded(plan, analysis.other.run, step)
+    return n_labels * len(site_labels(shapes, analysis.other.sites, f"{analysis.technique}.other"))
+
+
+def _step_of(plan: Plan, run: str, step: int | Literal["first", "last"]) -> int:
+    """Return the step meant in another run: its own first or last."""
+    there = ActivationStore(plan.store).steps(run)
+    return min(chosen_steps([step], there)) if there else 0  # without any, `_recorded` says what is missing
+
+
+def _recorded(plan: Plan, run: str, step: int) -> dict[str, tuple[int, ...]]:
+    """Return the sites that another run recorded at a step, with the shape of one sample's activation."""
+    store = ActivationStore(plan.store)
+    found = {site: store.activations(run, step, site).shape[1:] for site in store.sites(run, step)}
+    if not found:
+        raise ConfigurationError(
+            f"other: nothing of run {run!r} is recorded at step {step}. Recorded runs: {', '.join(store.runs())}. "
+            "Record it in this store first: mechint collect ITS-CONFIG."
+        )
+    return found
+
+
 def _sequence_work(plan: Plan, analysis: AnalysisSection) -> Iterator[Work]:
     chosen = [each for each in plan.checkpoints if each.step in chosen_steps(analysis.steps, plan.steps)]
     parameter = next(each for each in _unbound(analysis) if each.shape == "sequence")
-    for label in site_labels(plan, analysis.sites, analysis.technique):
+    for label in site_labels(plan.sites, analysis.sites, analysis.technique):
         sequence = ArraySequence(arrays=[array_at(plan, each, label) for each in chosen])
         steps = Literals(values=[each.step for each in chosen])
         yield _work(plan, analysis, None, {parameter.name: sequence, "step": steps}, label)
@@ -293,13 +340,14 @@ def _work(
     )
 
 
-def array_at(plan: Plan, checkpoint: Checkpoint, label: str) -> ArrayReference:
-    """Name the recorded activations of a site, or of one of its positions."""
+def array_at(plan: Plan, checkpoint: Checkpoint, label: str, run: str = "") -> ArrayReference:
+    """Name the recorded activations of a site, or of one of its positions; of this run, or of another."""
     site, _, position = label.partition("@")
-    stored = ActivationStore(plan.store).activations(plan.config.run, checkpoint.step, site)
+    run = run or plan.config.run
+    stored = ActivationStore(plan.store).activations(run, checkpoint.step, site)
     return ArrayReference(
         store=plan.store,
-        run=plan.config.run,
+        run=run,
         step=checkpoint.step,
         site=site,
         position=int(position) if position else None,
@@ -349,46 +397,3 @@ def _is_over_training(analysis: AnalysisSection) -> bool:
 
 def _is_of_measures(analysis: AnalysisSection) -> bool:
     return any(isinstance(source, list) for source in analysis.inputs.values())
-
-
-def site_labels(plan: Plan, patterns: Sequence[str], asked_by: str, *, whole: bool = False) -> list[str]:
-    """Return the recorded sites, with a position where one was asked for, that `patterns` name.
-
-    A site with positions needs one, unless it may be taken `whole`.
-    """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        glob, at, position = pattern.partition("@")
-        names = [name for name in plan.sites if fnmatchcase(name, glob)]
-        if not names:
-            raise ConfigurationError(
-                f"{asked_by}: no recorded site matches {pattern!r}. There are: {', '.join(plan.sites)}."
-            )
-        for name in names:
-            found[name if whole and not at else _label(name, plan.sites[name], at, position, asked_by)] = None
-    return list(found)
-
-
-def _label(name: str, shape: tuple[int, ...], at: str, position: str, asked_by: str) -> str:
-    if len(shape) == 1 and not at:
-        return name
-    if len(shape) == 1 or not position.lstrip("-").isdigit() or not -shape[0] <= int(position) < shape[0]:
-        n = f"{shape[0]} positions" if len(shape) > 1 else "no positions"
-        raise ConfigurationError(
-            f"{asked_by}: site {name} has {n}; write "
-            + (f"{name}@0 to {name}@{shape[0] - 1}." if len(shape) > 1 else f"{name}.")
-        )
-    return f"{name}@{int(position) % shape[0]}"
-
-
-def chosen_steps(steps: Steps | None, all_steps: Sequence[int]) -> set[int]:
-    """Return the steps that a section means."""
-    if steps is None:
-        return set(all_steps)
-    ends = {"first": all_steps[0], "last": all_steps[-1]}
-    chosen = {ends[step] if isinstance(step, str) else step for step in steps}
-    if unknown := chosen - set(all_steps):
-        raise ConfigurationError(
-            f"steps must be those of checkpoints: {', '.join(map(str, all_steps))}. Got {', '.join(map(str, unknown))}."
-        )
-    return chosen

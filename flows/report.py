@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from flows.brain_comparisons import count_comparisons
 from flows.circuits import count_circuits
 from flows.dictionaries import ALWAYS
 from flows.plan import Plan
@@ -72,6 +73,7 @@ def stored_results(plan: Plan) -> list[StoredResult]:
     asked = (
         *plan.outline(),
         *count_circuits(plan),
+        *count_comparisons(plan),
         TRAINING,
         *ALWAYS,
         *(each.technique for each in plan.config.analyses),

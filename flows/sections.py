@@ -60,6 +60,16 @@ class CollectSection(Section):
     device: str = "auto"
 
 
+class OtherSection(Section):
+    """Another run of the same store on the same samples: another seed, another model, another moment of training."""
+
+    run: Name
+    step: int | Literal["same", "first", "last"] = "last"
+    """Its checkpoint; `same`: the step that this run is at."""
+    sites: list[str] = ["*"]
+    """Its recorded sites."""
+
+
 class AnalysisSection(Section):
     """One technique, where to apply it, and what else it is given."""
 
@@ -70,6 +80,8 @@ class AnalysisSection(Section):
     inputs: dict[str, str | list[str]] = {}
     """Parameter: `dataset.field`, or a list of stored numbers `technique/name:scalar` over the checkpoints; of a
     dictionary that may be left out: names of trained dictionaries."""
+    other: OtherSection | None = None
+    """Of a technique that compares two systems: compare this run's sites with those of another run, not in pairs."""
     config: dict[str, Any] = {}
     steps: Steps | None = None
     """Checkpoints to apply it to; all, if left out."""
@@ -89,6 +101,9 @@ class AnalysisSection(Section):
         known = {each.name for each in technique.parameters}
         for name in self.inputs.keys() - known:
             raise ValueError(f"{self.technique} has no input {name!r}{nearest(name, known)}")
+        systems = [each for each in technique.parameters if each.shape in ("array", "rows") and not each.optional]
+        if self.other is not None and len([each for each in systems if each.name not in self.inputs]) != 2:
+            raise ValueError(f"{self.technique} does not compare two systems, so it has no `other`")
         check_options(self.technique, technique.config, self.config)
         return self
 
@@ -219,10 +234,7 @@ class CircuitSection(Section):
             raise ValueError("must have `clean`, and either `corrupted` or `corruption`")
         if self.circuit and (self.at_steps != ["last"] and len(self.at_steps or []) != 1):
             raise ValueError("a saved `circuit` is verified at one step")
-        for technique, options in self.options.items():
-            if technique not in TECHNIQUES:
-                raise ValueError(f"options: {technique!r} is not a technique{nearest(technique, TECHNIQUES)}")
-            check_options(technique, TECHNIQUES[technique].config, options)
+        check_technique_options(self.options)
         return self
 
     @property
@@ -237,6 +249,47 @@ class CircuitSection(Section):
         return {role: getattr(self, role) for role in roles if getattr(self, role)}
 
 
+class BrainSection(Section):
+    """Recordings of brains that answered the same stimuli, and how to compare the model with them."""
+
+    name: Name
+    recording: list[Path] = []
+    """Files, one or more: npy, npz, MAT, HDF5, NWB, CSV or a Zarr folder. See docs/how-to/compare-to-a-brain.md."""
+    factory: Factory | None = None
+    """In place of files: a function that returns a mechint_core.recordings.Recording."""
+    arguments: dict[str, Any] = {}
+    fields: dict[str, str] = {}
+    """Ours -> the file's name of a field, where it cannot be guessed."""
+    axes: list[str] = []
+    """What each axis of the responses is, where the file does not tell: sample, time, channel, ..."""
+    bad_channels: Literal["refuse", "drop", "keep"] = "refuse"
+    """What to do with channels that are constant, or miss what others of their subject have."""
+    stimuli: str = ""
+    """`dataset.field`: which condition each sample of the recorded data set is. Left out: its row number."""
+    regions: list[str] = []
+    """Parts of the brain; all, if left out. `*` matches."""
+    windows: list[tuple[float, float]] = []
+    """Seconds from and to: the mean response in each window. Left out: every time step by itself."""
+    sites: list[str] = ["*"]
+    """Recorded sites; `*` matches; `site@position` takes one position of a sequence."""
+    measures: Annotated[list[Literal["rsa", "encoding"]], Field(min_length=1)] = ["rsa", "encoding"]
+    """How alike: by dissimilarities of conditions, or by predicting every channel."""
+    steps: Steps | None = None
+    """Checkpoints to compare; all, if left out."""
+    options: dict[str, dict[str, Any]] = {}
+    """Technique: its own options."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if bool(self.recording) == (self.factory is not None):
+            raise ValueError("must have either `recording` or `factory`")
+        for start, end in self.windows:
+            if not start < end:
+                raise ValueError(f"windows: from must be below to, got {start} to {end}")
+        check_technique_options(self.options)
+        return self
+
+
 class NamesSection(Section):
     """Words for numbers on the pages of dictionaries: functions that return a sequence of texts."""
 
@@ -246,6 +299,14 @@ class NamesSection(Section):
     """What is known of each sample: its text, or its label."""
     classes: Factory | None = None
     """The model's outputs."""
+
+
+def check_technique_options(given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError if a technique's name or one of its options is unknown."""
+    for technique, options in given.items():
+        if technique not in TECHNIQUES:
+            raise ValueError(f"options: {technique!r} is not a technique{nearest(technique, TECHNIQUES)}")
+        check_options(technique, TECHNIQUES[technique].config, options)
 
 
 def check_options(name: str, config: type[Any], given: Mapping[str, Any]) -> None:

@@ -10,11 +10,14 @@ MechintError
 ├── CorruptStoreError (also OSError)          stored bytes do not match what their commit recorded
 ├── CheckpointError (also ValueError)         a checkpoint does not fit its model
 │   └── UnsafeCheckpointError                 a checkpoint would run code when loaded
+├── RecordingError (also ValueError)          a file of brain responses does not hold what a recording needs
 ├── MemoryBudgetError (also MemoryError)      the computation would need more memory than it may use
 └── MissingExtraError (also ImportError)      an optional dependency is not installed
 
 A message reads: subject must be expected. Got actual. Then the remedy, where there is one.
 """
+
+from collections.abc import Sequence
 
 
 class MechintError(Exception):
@@ -55,6 +58,16 @@ class CheckpointError(MechintError, ValueError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A checkpoint holds pickled code. It is refused, because loading it would run that code."""
+
+
+class RecordingError(MechintError, ValueError):
+    """Brain responses, or the file they are in, are not what a recording needs. The message lists all that is wrong."""
+
+    @classmethod
+    def of(cls, subject: str, problems: Sequence[str]) -> "RecordingError":
+        """Return one error that says all problems, each in a line of its own."""
+        head = f"{subject} must be complete and consistent. Got {len(problems)} problem(s):"
+        return cls("\n".join([head, *problems]))
 
 
 class MemoryBudgetError(MechintError, MemoryError):

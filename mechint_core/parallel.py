@@ -127,8 +127,13 @@ def map_parallel(function: Callable[[Item], Out], items: Iterable[Item]) -> list
     threads = n_workers()
     if threads == 1 or len(todo) < 2:
         return [function(item) for item in todo]
-    calls = [delayed(function, pure=False)(item) for item in todo]
-    return list(dask_compute(*calls, scheduler="threads", num_workers=threads))
+
+    def call(index: int) -> Out:
+        return function(todo[index])
+
+    # Of a number, not of the item: dask prints a callable that has no name, and looks into it, once for each call.
+    each = delayed(call, pure=False)
+    return list(dask_compute(*map(each, range(len(todo))), scheduler="threads", num_workers=threads))
 
 
 def reduce_rows(reduction: Reduction[State, Answer], *rows: Rows, block_rows: int | None = None) -> Answer:

@@ -139,6 +139,30 @@ class DecoderReference(Reference):
         return self.dictionary.open().W_dec.detach().numpy()
 
 
+class ResultArrayReference(Reference):
+    """One array of a stored result."""
+
+    kind: Literal["result array"] = "result array"
+    store: str
+    run: str
+    technique: str
+    name: str
+    step: int | None
+    field: str
+    digest: str
+    """Of the result."""
+
+    @property
+    def identity(self) -> str:
+        """The content this names."""
+        return digest_of([self.digest, self.field])
+
+    def open(self) -> np.ndarray:
+        """Return the array."""
+        key = ResultKey(run=self.run, technique=self.technique, name=self.name, step=self.step)
+        return ActivationStore(self.store).result(key).arrays[self.field]
+
+
 class CircuitReference(Reference):
     """A circuit that a stored result found."""
 
@@ -207,7 +231,7 @@ class ArraySequence(Reference):
     """One array per checkpoint (or per system, or dictionary), in order."""
 
     kind: Literal["sequence"] = "sequence"
-    arrays: list[ArrayReference | DecoderReference]
+    arrays: list[ArrayReference | DecoderReference | ResultArrayReference]
 
     @property
     def identity(self) -> str:

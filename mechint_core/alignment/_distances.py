@@ -3,8 +3,12 @@
     euclidean      D_ij = ||x_i - x_j||² / p            rows as they are
     correlation    D_ij = 1 - r(x_i, x_j) = ||z_i - z_j||² / 2      z: rows centred over units, of unit length
     cosine         D_ij = 1 - cos(x_i, x_j) = ||z_i - z_j||² / 2    z: rows of unit length
+    any other      D_ij = scale · (l_i - l_j) · (r_i - r_j)         two sets of rows whose products are symmetric
 
-Source: [@nili2014] (the measures), and the identity above.
+The last is what an inner product of differences becomes: with folds side by side, l = [m_1 ... m_R] and
+r = [Σ_{s≠1} m_s ... Σ_{s≠R} m_s], one product of matrices holds all pairs of folds.
+
+Source: [@nili2014] (the measures), and the identities above.
 Cost: n² p for n conditions.
 Chunked over: conditions.
 """
@@ -62,12 +66,20 @@ PREPARE: Final[dict[Metric, Prepare]] = {
 }
 """What each metric does to a row before squared distances are taken."""
 
-INVARIANCES: Final[dict[Metric, tuple[str, ...]]] = {
+INVARIANCES: Final[dict[str, tuple[str, ...]]] = {
     "euclidean": ("orthogonal", "translation"),
     "correlation": ("unit permutation", "row scaling", "row offset"),
     "cosine": ("orthogonal", "row scaling"),
+    "mahalanobis": ("translation",),
+    "crossnobis": ("translation", "fold offset"),
+    "poisson": ("unit permutation",),
+    "crossvalidated poisson": ("unit permutation",),
 }
-"""Changes of a system that leave its distances as they are; isotropic scaling multiplies the Euclidean ones."""
+"""Changes of a system that leave its distances as they are; isotropic scaling multiplies the Euclidean ones.
+
+Whitened distances have those of their noise besides (`NOISE_INVARIANCES`), and lose the fold offset when weighted by
+samples.
+"""
 
 
 def scale_of(metric: Metric, n_units: int) -> float:
@@ -79,15 +91,59 @@ def condensed_distances(prepared: Float[np.ndarray, "condition unit"], scale: fl
     """Return the scaled squared distance of every pair i < j, in the order of `numpy.triu_indices(n, 1)`."""
     rows = prepared.astype(np.float64, copy=False)
     rows = rows - rows.mean(axis=0)  # a shift changes no distance, and cancels less
-    n = len(rows)
+    condensed = condensed_products(rows, rows, scale)
+    return np.maximum(condensed, 0, out=condensed)
+
+
+def condensed_products(
+    left: Float[np.ndarray, "condition unit"],
+    right: Float[np.ndarray, "condition unit"],
+    scale: float,
+    *,
+    overwrite_right: bool = False,
+) -> Float[np.ndarray, "pair"]:
+    """Return scale · (l_i - l_j) · (r_i - r_j) of every pair i < j, for rows with l_i · r_j = l_j · r_i."""
+    n = len(left)
     condensed = np.empty(n * (n - 1) // 2)
-    filled = 0
+    own = scale * np.einsum("ia,ia->i", left, right)
+    scaled = np.multiply(right, -2 * scale, out=right if overwrite_right else None).T
     for start in range(0, n - 1, PANEL_ROWS):
-        panel = squared_distances(rows[start : start + PANEL_ROWS], rows[start:], scale)
-        for i, row in enumerate(panel[: n - 1 - start]):
-            condensed[filled : filled + n - 1 - start - i] = row[i + 1 :]
-            filled += n - 1 - start - i
+        stop = min(start + PANEL_ROWS, n - 1)
+        panel = left[start:stop] @ scaled[:, start + 1 :]
+        panel += own[start:stop, None]
+        panel += own[start + 1 :]
+        fill_run(condensed[first_pair(start, n) : first_pair(stop, n)], panel)
     return condensed
+
+
+def difference_products(
+    these: tuple[np.ndarray, np.ndarray], those: tuple[np.ndarray, np.ndarray], scale: float
+) -> Float[np.ndarray, "row column"]:
+    """Return scale · (l_i - l_j) · (r_i - r_j) of rows i of these and j of those, each a left and a right set."""
+    products = these[0] @ (those[1].T * (-2 * scale))
+    products += scale * np.einsum("ia,ia->i", *these)[:, None]
+    products += scale * np.einsum("ia,ia->i", *those)
+    return products
+
+
+def fill_run(run: Float[np.ndarray, "pair"], panel: Float[np.ndarray, "row column"]) -> None:
+    """Put what lies above the diagonal of a panel into `run`; its column 0 is the condition after its row 0."""
+    filled = 0
+    for i, row in enumerate(panel):
+        run[filled : filled + len(row) - i] = row[i:]
+        filled += len(row) - i
+
+
+def first_pair(condition: int, n: int) -> int:
+    """Return where the pairs of a condition with later ones begin in the condensed order of `n` conditions."""
+    return condition * n - condition * (condition + 1) // 2
+
+
+def pairs_among(picked: Int[np.ndarray, "draw"], n: int) -> Int[np.ndarray, "pair"]:
+    """Return where the pairs of ascending `picked` conditions lie in the condensed order of `n` conditions."""
+    i, j = np.triu_indices(len(picked), 1)
+    first, second = picked[i].astype(np.int64), picked[j]
+    return first * n - first * (first + 1) // 2 + second - first - 1
 
 
 def squared_distances(

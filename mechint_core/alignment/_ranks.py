@@ -62,11 +62,16 @@ class Sorted:
 
 
 def histogram_spearman(
-    tiles: "DistanceTiles", pilot_x: Float[np.ndarray, "draw unit"], pilot_y: Float[np.ndarray, "draw other_unit"]
+    tiles: "DistanceTiles",
+    pilot_x: Float[np.ndarray, "draw unit"],
+    pilot_y: Float[np.ndarray, "draw other_unit"],
+    *,
+    broken_ties: bool = False,
 ) -> tuple[float, float]:
     """Return Spearman's correlation over all pairs of rows, and how far it may be from the exact one.
 
-    The distances among the prepared rows in `pilot_x` and `pilot_y` set where the bins lie.
+    The distances among the prepared rows in `pilot_x` and `pilot_y` set where the bins lie. With `broken_ties` it is
+    rho-a, the mean over all orders of what is tied.
     """
     bins = tuple(_Bins.around(condensed_distances(rows, 1.0)) for rows in (pilot_x, pilot_y))
     count = _CountBins(tiles, bins)
@@ -75,9 +80,10 @@ def histogram_spearman(
     cross = sum(map_parallel(_MultiplyRanks(count, ranks[0], ranks[1]), tiles.spans))
     between = [float(each @ rank**2) for each, rank in zip(counts, ranks, strict=True)]
     n_pairs = float(counts[0].sum())
-    inside_x, inside_y = (max(0.0, 1 - each / (n_pairs * (n_pairs**2 - 1) / 12)) for each in between)
+    untied = n_pairs * (n_pairs**2 - 1) / 12
+    inside_x, inside_y = (max(0.0, 1 - each / untied) for each in between)
     error = np.sqrt(inside_x) + np.sqrt(inside_y) + 2 * (inside_x + inside_y)
-    return cross / float(np.sqrt(between[0] * between[1])), float(error)
+    return cross / (untied if broken_ties else float(np.sqrt(between[0] * between[1]))), float(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +110,14 @@ class DistanceTiles:
 
     def along(self, span: slice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield both systems' distances of the rows in `span` to themselves and to each later run."""
-        x, y = self._rows(span)
+        x, y = self.rows(span)
         upper = np.triu_indices(len(x), 1)
         yield squared_distances(x, x, 1.0)[upper], squared_distances(y, y, 1.0)[upper]
         for later in (other for other in self.spans if other.start > span.start):
-            later_x, later_y = self._rows(later)
+            later_x, later_y = self.rows(later)
             yield squared_distances(x, later_x, 1.0).ravel(), squared_distances(y, later_y, 1.0).ravel()
 
-    def _rows(self, span: slice) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, span: slice) -> tuple[np.ndarray, np.ndarray]:
         """Prepare a run of rows, and shift it so that float32 does not cancel."""
         x, y = self.prepare(self.x[span]), self.prepare(self.y[span])
         return x - self.shift_x.astype(x.dtype), y - self.shift_y.astype(y.dtype)

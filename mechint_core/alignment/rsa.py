@@ -2,23 +2,33 @@
 
     similarity = corr_{i<j}(D_ij, E_ij)        D, E: the dissimilarities of conditions i and j in either system
 
-For squared Euclidean, correlation and cosine distances compared by Pearson or cosine, the sums over pairs are functions
-of Xᵀ X, Xᵀ Y, Yᵀ Y and the row norms (`mechint_core.kernels.linear_kernels`): one pass over the rows, no n x n matrix.
-Spearman sorts the pairs, or, above `EXACT_PAIRS` of them, ranks them by histogram in two passes over tiles.
+All three distances are squared distances of prepared rows, so that most comparisons (`_comparisons`) are functions of
+Xᵀ X, Xᵀ Y, Yᵀ Y and the row norms (`mechint_core.kernels.linear_kernels`): one pass over the rows, no n x n matrix.
 
-Source: [@kriegeskorte2008], [@nili2014] (inference over conditions), [@mantel1967] (relabelling).
-Cost: n (p + q)² for Pearson and cosine, n² (p + q) for Spearman; inference m² per draw on m = `n_inference` conditions.
+    pearson, cosine        Σ_{i<j} (D_ij - D̄)(E_ij - Ē), Σ_{i<j} D_ij E_ij
+    whitened cosine        tr(K L), K and L the centred kernels: linear CKA
+    whitened correlation   tr(K L) - tr K tr L / (n - 1)
+    bures                  the sum of the singular values of Xᵀ Y; a second pass
+
+Rank comparisons sort the pairs. Above `EXACT_PAIRS` of them, spearman and rho-a rank by histogram in two passes over
+tiles, and tau-a takes a random sample of pairs.
+
+Source: [@kriegeskorte2008], [@nili2014] (inference over conditions), [@mantel1967] (relabelling), [@diedrichsen2020].
+Cost: n (p + q)², and n² (p + q) for spearman and rho-a; inference m² per draw on m = `n_inference` conditions, m² log m
+for tau-a, m³ for bures.
 Chunked over: conditions.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from mechint_core.alignment._conditions import Comparison, Draws, agreement, check_comparison, estimate_agreement
+from mechint_core.alignment._comparisons import Comparison, bures_of_roots, check_comparison, kernel_root
+from mechint_core.alignment._conditions import Draws, agreement, estimate_agreement
 from mechint_core.alignment._distances import (
     PREPARE,
     Metric,
@@ -29,15 +39,17 @@ from mechint_core.alignment._distances import (
     square_form,
 )
 from mechint_core.alignment._ranks import DistanceTiles, histogram_spearman
+from mechint_core.alignment._sampled_pairs import sampled_tau_a
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.figure import Figure, Matrix, Scatter
-from mechint_core.kernels.linear_kernels import linear_kernels
+from mechint_core.kernels.joint_covariance import joint_covariance
+from mechint_core.kernels.linear_kernels import KernelPair, KernelProduct, Prepare, linear_kernels
 from mechint_core.parallel import Rows, len_rows
 from mechint_core.random import generator
 from mechint_core.result import Estimate, Result
 
 EXACT_PAIRS = 2_000_000
-"""Spearman sorts up to this many pairs (about 2000 conditions), and ranks more by histogram."""
+"""Rank comparisons sort up to this many pairs (about 2000 conditions), and rank more by histogram, or sample them."""
 SHOWN = 64
 """Conditions drawn."""
 ROUNDING = 1e-12
@@ -51,7 +63,8 @@ class RSAConfig:
     metric: Metric = "correlation"
     """Dissimilarity of two conditions: euclidean (squared, per unit), correlation or cosine."""
     comparison: Comparison = "pearson"
-    """Agreement of two sets of dissimilarities: pearson, cosine or spearman."""
+    """Agreement of two sets of dissimilarities: pearson, cosine, spearman, rho-a, tau-a, whitened cosine, whitened
+    correlation or bures."""
     n_inference: int = 300
     """Conditions, drawn at random, on which interval and null are found; their spread is scaled to all of them."""
     n_bootstrap: int = 500
@@ -101,7 +114,7 @@ class RSAResult(Result):
     n_inference: int
     """Conditions that interval and null were found on."""
     rank_error: float
-    """How far Spearman's value may be from the exact one; 0 where it is exact."""
+    """How far spearman or rho-a may be from the exact value, or the standard error of tau-a; 0 where it is exact."""
     picture_x: Float[np.ndarray, "row column"]
     """Dissimilarities of the shown conditions in the first system."""
     picture_y: Float[np.ndarray, "row column"]
@@ -159,8 +172,9 @@ def rsa(
     Returns
     -------
     RSAResult
-        `similarity` is dimensionless, in [-1, 1] (cosine: in [0, 1]); 1 if the dissimilarities are proportional
-        (cosine), linearly related and rising (pearson), or in the same order (spearman).
+        `similarity` is dimensionless, in [-1, 1] (cosine, whitened cosine, bures: in [0, 1]); 1 if the dissimilarities
+        are proportional (those three), linearly related and rising (pearson, whitened correlation), or in the same
+        order (spearman; rho-a and tau-a if moreover none are tied).
 
     Raises
     ------
@@ -229,19 +243,69 @@ def _measure(x: Rows, y: Rows, config: RSAConfig) -> _Measured:
     first = condensed_distances(kernels.rows_x, scale_of(config.metric, x.shape[1]))
     second = condensed_distances(kernels.rows_y, scale_of(config.metric, y.shape[1]))
     error = 0.0
-    if config.comparison == "pearson":
-        value = _normalised(*(each.distance_spread for each in (kernels.xy, kernels.xx, kernels.yy)))
-    elif config.comparison == "cosine":
-        value = _normalised(*(each.distance_inner for each in (kernels.xy, kernels.xx, kernels.yy)))
+    if config.comparison in _INNER:
+        inner = _INNER[config.comparison]
+        value = inner(kernels.xy) / math.sqrt(inner(kernels.xx) * inner(kernels.yy))
+    elif config.comparison == "bures":
+        value = _bures(x, y, prepare, kernels)
     elif len(picked) == n:
-        value = agreement(first, second, "spearman")
+        value = agreement(first, second, config.comparison)
     elif n * (n - 1) // 2 <= EXACT_PAIRS:
         every_x, every_y = (condensed_distances(prepare(np.asarray(rows[:])), 1.0) for rows in (x, y))
-        value = agreement(every_x, every_y, "spearman")
+        value = agreement(every_x, every_y, config.comparison)
     else:
-        value, error = histogram_spearman(DistanceTiles.of(x, y, prepare), kernels.rows_x, kernels.rows_y)
+        tiles = DistanceTiles.of(x, y, prepare)
+        if config.comparison == "tau-a":
+            value, error = sampled_tau_a(tiles, seed=config.seed)
+        else:
+            value, error = histogram_spearman(
+                tiles, kernels.rows_x, kernels.rows_y, broken_ties=config.comparison == "rho-a"
+            )
     return _Measured(value, error, picked, first, second)
 
 
-def _normalised(xy: float, xx: float, yy: float) -> float:
-    return xy / math.sqrt(xx * yy)
+def _white_spread(product: KernelProduct) -> float:
+    """Return <K - D̄ H / 2, L - Ē H / 2> over the centred kernels, H the centring: what taking the means out leaves."""
+    return product.inner - product.trace_x * product.trace_y / (product.n - 1)
+
+
+_INNER: Final[dict[Comparison, Callable[[KernelProduct], float]]] = {
+    "pearson": lambda product: product.distance_spread,
+    "cosine": lambda product: product.distance_inner,
+    "whitened cosine": lambda product: product.inner,
+    "whitened correlation": _white_spread,
+}
+"""The inner product of two dissimilarity matrices whose cosine a comparison is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Rows as `linear_kernels` sees them: prepared, block by block."""
+
+    rows: Rows
+    prepare: Prepare
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        return self.prepare(self.rows[rows])
+
+
+def _bures(x: Rows, y: Rows, prepare: Prepare, kernels: KernelPair) -> float:
+    """Return the sum of the singular values of Xᵀ Y, or of roots of K and L where those are smaller."""
+    n = kernels.xy.n
+    if x.shape[1] + y.shape[1] > n:
+        roots = (kernel_root(_distances_of(form)) for form in (kernels.form_x, kernels.form_y))
+        return bures_of_roots(*roots)
+    prepared = (_Prepared(rows, prepare, np.result_type(rows.dtype, np.float32)) for rows in (x, y))
+    cross = (n - 1) * joint_covariance(*prepared).whole.xy
+    nuclear = float(np.linalg.svd(cross, compute_uv=False).sum())
+    return nuclear / math.sqrt(kernels.xx.trace_x * kernels.yy.trace_y)
+
+
+def _distances_of(gram: np.ndarray) -> np.ndarray:
+    diagonal = np.diagonal(gram)
+    return diagonal[:, None] + diagonal - 2 * gram

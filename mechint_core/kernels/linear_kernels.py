@@ -76,7 +76,7 @@ class KernelProduct:
 
 
 @dataclass(frozen=True, slots=True)
-class LinearKernels:
+class KernelPair:
     """Two systems' kernels with themselves and with each other, and the rows that were picked on the way."""
 
     xx: KernelProduct
@@ -103,7 +103,7 @@ def linear_kernels(
     prepare: Prepare | None = None,
     picked: Int[np.ndarray, "draw"] | None = None,
     block_rows: int | None = None,
-) -> LinearKernels:
+) -> KernelPair:
     """Sum what two linear kernels say about each other, in one pass over the rows.
 
     Parameters
@@ -143,11 +143,11 @@ def _as_it_is(block: np.ndarray) -> np.ndarray:
     return block
 
 
-def _whole(x: Rows, y: Rows, prepare: Prepare, picked: np.ndarray) -> LinearKernels:
+def _whole(x: Rows, y: Rows, prepare: Prepare, picked: np.ndarray) -> KernelPair:
     """Take the Gram form: fewer rows than units, so K and L are the smaller matrices."""
     first, second = _centred("x", x, prepare), _centred("y", y, prepare)
     k, ell = first @ first.T, second @ second.T
-    return LinearKernels(
+    return KernelPair(
         xx=_product_of_grams(k, k, picked),
         xy=_product_of_grams(k, ell, picked),
         yy=_product_of_grams(ell, ell, picked),
@@ -183,7 +183,7 @@ def _product_of_grams(k: np.ndarray, ell: np.ndarray, picked: np.ndarray) -> Ker
     )
 
 
-def _streamed(x: Rows, y: Rows, prepare: Prepare, picked: np.ndarray, block_rows: int) -> LinearKernels:
+def _streamed(x: Rows, y: Rows, prepare: Prepare, picked: np.ndarray, block_rows: int) -> KernelPair:
     """Take the feature form: lifted second moments in one pass, centred at the end."""
     lift_x, lift_y = _pilot("x", x, prepare), _pilot("y", y, prepare)
     reduction = Reduction(_LiftedMoments(lift_x, lift_y, picked), _merge, _itself)
@@ -192,7 +192,7 @@ def _streamed(x: Rows, y: Rows, prepare: Prepare, picked: np.ndarray, block_rows
     rows_x, rows_y = _picked(sums.rows_x, sums.xx[0, 2:] / n), _picked(sums.rows_y, sums.yy[0, 2:] / n)
     xx, xy, yy = (_Centred.of(moments, n) for moments in (sums.xx, sums.xy, sums.yy))
     trace_x, trace_y = float(np.trace(xx.cross)), float(np.trace(yy.cross))
-    return LinearKernels(
+    return KernelPair(
         xx=_product_of_moments(xx, n, trace_x, trace_x, rows_x, rows_x),
         xy=_product_of_moments(xy, n, trace_x, trace_y, rows_x, rows_y),
         yy=_product_of_moments(yy, n, trace_y, trace_y, rows_y, rows_y),

@@ -1,15 +1,15 @@
-"""The store: activations, inputs, results and dictionaries of training runs, each whole or absent.
+"""The store: activations, inputs, results, dictionaries and dissimilarities of training runs, each whole or absent.
 
     <store>/store.json                                        {format, uuid}
     <store>/activations/<run>/<step>/<site>/                  Zarr group: `values` (sample[, position], unit)
     <store>/inputs/<dataset>/                                 Zarr group: one array per field, aligned with the samples
     <store>/results/<run>/<step or "all">/<technique>/<name>/ Zarr group: arrays with axes; the rest as attributes
     <store>/dictionaries/<run>/<step>/<site>/<name>/          files
+    <store>/dissimilarities/<run>/<step>/<site>/<name>/       Zarr group: `values` (pair)
 
 Each of them holds a `commit.json`, written last; nothing without one is ever read.
 """
 
-import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,21 +18,28 @@ from typing import Any, Final
 
 import numpy as np
 
-from mechint_core.errors import CorruptStoreError, NotFoundError, ShapeError, UncommittedError
+from mechint_core.errors import CorruptStoreError, ShapeError
 from mechint_core.result import Result
 from mechint_core.store.arrays import StoredArray
-from mechint_core.store.commit import VALUES, Commit, Content, entry_digest, to_json
-from mechint_core.store.draft import Draft, draft, partials, read_commit, writing
-from mechint_core.store.entries import Entry, collect_garbage, committed_files, list_entries, verify_entries
+from mechint_core.store.commit import VALUES, Commit, to_json
+from mechint_core.store.draft import Draft, draft, read_commit
+from mechint_core.store.entries import (
+    Entry,
+    collect_garbage,
+    commit_entry,
+    committed_names,
+    list_entries,
+    verify_entries,
+    why_absent,
+)
 from mechint_core.store.folders import StoredFolder, cache_place, read_folder, write_folder
 from mechint_core.store.identity import identify
 from mechint_core.store.names import (
     ALL_STEPS,
-    COMMIT_FILE,
-    PARTIAL,
     activations_path,
     check_name,
     dictionary_path,
+    dissimilarities_path,
     inputs_path,
     result_path,
     step_name,
@@ -124,14 +131,9 @@ class ActivationStore:
         shard_rows
             On an object store: rows that go into one object. A good value is the rows of one `append`.
         """
-        place, source = self.place, to_json(source)
-        with self._draft(activations_path(run, step, site)) as target:
-            writer = ActivationWriter(
-                place, target, VALUES, n_rows=n_samples, axes=axes, dtype=dtype, shard_rows=shard_rows
-            )
-            create_group(place, target, {})
+        path = activations_path(run, step, site)
+        with self._write_rows(path, source, n_rows=n_samples, axes=axes, dtype=dtype, shard_rows=shard_rows) as writer:
             yield writer
-            self._commit(target, {VALUES: writer.finish()}, n_samples, source)
 
     def activations(self, run: str, step: int, site: str) -> StoredArray:
         """Return one site's activations at one checkpoint.
@@ -206,7 +208,7 @@ class ActivationStore:
             contents = {
                 name: write_array(self.place, target, name, values, named[name]) for name, values in fields.items()
             }
-            return self._commit(target, contents, len(next(iter(fields.values()))), source)
+            return commit_entry(self.place, target, contents, len(next(iter(fields.values()))), source)
 
     def inputs(self, dataset: str) -> dict[str, StoredArray]:
         """Return the fields of a data set."""
@@ -237,7 +239,7 @@ class ActivationStore:
         record, provenance = record_of(result, about, config), to_json(provenance)
         with self._draft(_path_of(key)) as target:
             contents = write_contents(self.place, target, result, record, provenance)
-            return self._commit(target, contents, None, provenance)
+            return commit_entry(self.place, target, contents, None, provenance)
 
     def result(self, key: ResultKey) -> StoredResult:
         """Return a stored answer; its arrays are read when first asked for."""
@@ -300,6 +302,27 @@ class ActivationStore:
         at_step = f"dictionaries/{check_name('run', run)}/{step_name(step)}"
         return list(self._committed_in(f"{at_step}/{check_name('site', site)}"))
 
+    # Dissimilarities
+
+    @contextmanager
+    def write_dissimilarities(
+        self, run: str, step: int, site: str, name: str, *, n_pairs: int, source: Mapping[str, Any]
+    ) -> Generator[ActivationWriter]:
+        """Write every pair's dissimilarity, run by run; committed when the block ends without an exception."""
+        path = dissimilarities_path(run, step, site, name)
+        with self._write_rows(path, source, n_rows=n_pairs, axes=("pair",), dtype="float64") as writer:
+            yield writer
+
+    def dissimilarities(self, run: str, step: int, site: str, name: str) -> StoredArray:
+        """Return the dissimilarities of a site's pairs i < j, in the order of `numpy.triu_indices`."""
+        path = dissimilarities_path(run, step, site, name)
+        return StoredArray(self.place, path, VALUES, self._committed(path))
+
+    def dissimilarities_source(self, run: str, step: int, site: str, name: str) -> Mapping[str, Any] | None:
+        """Return what committed dissimilarities were made of; None if they are not there."""
+        found = read_commit(self.place, dissimilarities_path(run, step, site, name))
+        return None if found is None else found[0].source
+
     # Housekeeping
 
     def ls(self) -> Iterator[Entry]:
@@ -335,52 +358,27 @@ class ActivationStore:
             target.abandon()
             raise
 
-    def _commit(
-        self, target: Draft, contents: Mapping[str, Content], rows: int | None, source: Mapping[str, Any]
-    ) -> str:
-        described = (f"{name}/zarr.json" for name, content in contents.items() if content.dtype)
-        digest = entry_digest(contents)
-        with writing(target.path):
-            commit = Commit(
-                sha256=digest,
-                rows=rows,
-                contents=contents,
-                source=source,
-                n_files=len(committed_files(self.place, target.path)),
-                metadata={
-                    name: hashlib.sha256(self.place.read(f"{target.path}/{name}")).hexdigest()
-                    for name in ("zarr.json", *described)
-                },
-            )
-            target.commit(commit)
-        return digest
+    @contextmanager
+    def _write_rows(
+        self, path: str, source: Mapping[str, Any], *, n_rows: int, **layout: Any
+    ) -> Generator[ActivationWriter]:
+        """Yield a writer of one array's rows; committed when the block ends without an exception."""
+        source = to_json(source)
+        with self._draft(path) as target:
+            writer = ActivationWriter(self.place, target, VALUES, n_rows=n_rows, **layout)
+            create_group(self.place, target, {})
+            yield writer
+            commit_entry(self.place, target, {VALUES: writer.finish()}, n_rows, source)
 
     def _committed(self, path: str) -> Commit:
         """Return the commit at `path`, or say what is there instead."""
         found = read_commit(self.place, path)
         if found is not None:
             return found[0]
-        if partials(self.place, path) or self.place.exists(path):
-            raise UncommittedError(
-                f"{path} must be committed. Its writer was stopped, or is still at work. "
-                f"Run it again: what is committed is kept. `mechint store gc` removes the rest."
-            )
-        segments = path.split("/")
-        for depth in range(1, len(segments)):
-            parent = "/".join(segments[:depth])
-            is_last = depth == len(segments) - 1
-            known = list(self._committed_in(parent)) if is_last else self.place.subfolders(parent)
-            if segments[depth] not in known:
-                raise NotFoundError(
-                    f"{path} must be in {self.location}. There is no {segments[depth]!r} in {parent}. "
-                    f"There is: {', '.join(known) or 'nothing'}."
-                )
-        raise NotFoundError(f"{path} must be in {self.location}. It has just been removed.")
+        raise why_absent(self.place, path)
 
     def _committed_in(self, parent: str) -> Iterator[str]:
-        for name in self.place.subfolders(parent):
-            if not name.endswith(PARTIAL) and self.place.exists(f"{parent}/{name}/{COMMIT_FILE}"):
-                yield name
+        return committed_names(self.place, parent)
 
     def _results_at(self, run: str, step: str, technique: str | None) -> Iterator[ResultKey]:
         at_step = f"results/{run}/{step}"

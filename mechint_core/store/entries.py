@@ -1,13 +1,14 @@
-"""Everything in a store, whole or not: listing it, verifying it, and removing what was never finished."""
+"""Everything in a store: committing it, listing it, verifying it, and removing what was never finished."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mechint_core.errors import MechintError
+from mechint_core.errors import MechintError, NotFoundError, UncommittedError
 from mechint_core.store.arrays import StoredArray
 from mechint_core.store.commit import ArrayDigest, Commit, Content, entry_digest
-from mechint_core.store.draft import entry_name, is_abandoned, read_commit, settle
+from mechint_core.store.draft import Draft, entry_name, is_abandoned, partials, read_commit, settle, writing
 from mechint_core.store.names import COMMIT_FILE, DEPTH, PARTIAL, WRITER_FILE, Kind
 from mechint_core.store.place import Place
 from mechint_core.store.results import RECORD, read_record
@@ -17,7 +18,7 @@ _BLOCK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a store: an activation array, a data set, a result or a dictionary."""
+    """One thing in a store: an activation array, a data set, a result, a dictionary or a dissimilarity matrix."""
 
     kind: Kind
     path: str
@@ -58,6 +59,55 @@ def collect_garbage(place: Place, *, dry_run: bool, idle_s: float) -> Iterator[E
 def committed_files(place: Place, path: str) -> list[str]:
     """Return the files of an entry that its writer made."""
     return [name for name in place.sizes(path) if name not in (COMMIT_FILE, WRITER_FILE)]
+
+
+def commit_entry(
+    place: Place, target: Draft, contents: Mapping[str, Content], rows: int | None, source: Mapping[str, Any]
+) -> str:
+    """Make a finished draft visible; return its digest."""
+    described = (f"{name}/zarr.json" for name, content in contents.items() if content.dtype)
+    digest = entry_digest(contents)
+    with writing(target.path):
+        commit = Commit(
+            sha256=digest,
+            rows=rows,
+            contents=contents,
+            source=source,
+            n_files=len(committed_files(place, target.path)),
+            metadata={
+                name: hashlib.sha256(place.read(f"{target.path}/{name}")).hexdigest()
+                for name in ("zarr.json", *described)
+            },
+        )
+        target.commit(commit)
+    return digest
+
+
+def committed_names(place: Place, parent: str) -> Iterator[str]:
+    """Yield the names of the committed entries in a folder, sorted."""
+    for name in place.subfolders(parent):
+        if not name.endswith(PARTIAL) and place.exists(f"{parent}/{name}/{COMMIT_FILE}"):
+            yield name
+
+
+def why_absent(place: Place, path: str) -> MechintError:
+    """Return the error that says what there is in place of a committed entry at `path`."""
+    if partials(place, path) or place.exists(path):
+        return UncommittedError(
+            f"{path} must be committed. Its writer was stopped, or is still at work. "
+            f"Run it again: what is committed is kept. `mechint store gc` removes the rest."
+        )
+    segments = path.split("/")
+    for depth in range(1, len(segments)):
+        parent = "/".join(segments[:depth])
+        is_last = depth == len(segments) - 1
+        known = list(committed_names(place, parent)) if is_last else place.subfolders(parent)
+        if segments[depth] not in known:
+            return NotFoundError(
+                f"{path} must be in {place}. There is no {segments[depth]!r} in {parent}. "
+                f"There is: {', '.join(known) or 'nothing'}."
+            )
+    return NotFoundError(f"{path} must be in {place}. It has just been removed.")
 
 
 def _leaves(place: Place, path: str, depth: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
     activations/<run>/<step>/<site>               results/<run>/<step or "all">/<technique>/<name>
     inputs/<dataset>                              dictionaries/<run>/<step>/<site>/<name>
+    dissimilarities/<run>/<step>/<site>/<name>
 
 A name becomes one path segment on a disk or an object store, so it may hold neither a separator nor anything a
 glob, a URL or a shell would read as something else. Steps are zero-padded: their alphabetical order is their order.
@@ -12,9 +13,15 @@ from typing import Final, Literal
 
 from mechint_core.errors import ConfigurationError
 
-Kind = Literal["activations", "inputs", "results", "dictionaries"]
+Kind = Literal["activations", "inputs", "results", "dictionaries", "dissimilarities"]
 
-DEPTH: Final[dict[Kind, int]] = {"activations": 3, "inputs": 1, "results": 4, "dictionaries": 4}
+DEPTH: Final[dict[Kind, int]] = {
+    "activations": 3,
+    "inputs": 1,
+    "results": 4,
+    "dictionaries": 4,
+    "dissimilarities": 4,
+}
 """How many path segments name one entry of each kind."""
 STORE_FILE: Final = "store.json"
 COMMIT_FILE: Final = "commit.json"
@@ -73,5 +80,14 @@ def result_path(run: str, step: int | None, technique: str, name: str) -> str:
 
 def dictionary_path(run: str, step: int, site: str, name: str) -> str:
     """Return the path of one trained dictionary."""
+    return _of_a_site("dictionaries", run, step, site, name)
+
+
+def dissimilarities_path(run: str, step: int, site: str, name: str) -> str:
+    """Return the path of one dissimilarity matrix."""
+    return _of_a_site("dissimilarities", run, step, site, name)
+
+
+def _of_a_site(kind: Kind, run: str, step: int, site: str, name: str) -> str:
     segments = (check_name("run", run), step_name(step), check_name("site", site), check_name("name", name))
-    return "/".join(("dictionaries", *segments))
+    return "/".join((kind, *segments))

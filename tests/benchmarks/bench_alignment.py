@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from mechint_core.alignment import RDMConfig, cka, rdm
-from mechint_core.alignment._conditions import Draws, bootstrap_agreement, relabelled_agreement
+from mechint_core.alignment import PermutationTestConfig, RDMConfig, cka, permutation_test, rdm
+from mechint_core.alignment._comparisons import compare
+from mechint_core.alignment._conditions import Draws
+from mechint_core.alignment._subjects import SubjectAgreement
 from mechint_core.kernels.moments import pairwise_linear_cka
 from mechint_core.parallel import Backend, compute
 from mechint_core.random import generator
@@ -132,42 +134,74 @@ def test_rsa__from_the_store_in_one_pass(record, store):
 
 @pytest.mark.benchmark
 @pytest.mark.oracle
-def test_relabelling__against_rsatoolbox(record):
+@pytest.mark.parametrize(("comparison", "theirs"), [("pearson", "corr"), ("spearman", "spearman")])
+def test_permutation_test__against_rsatoolbox(record, comparison, theirs):
+    """10,000 relabellings of ours; 300 of theirs, times 10,000 / 300."""
     from rsatoolbox.rdm import RDMs, compare
     from rsatoolbox.rdm.rdms import permute_rdms
 
     rng = generator(0, "bench", "mantel")
     d, e = pdist(rng.normal(size=(200, 30))), pdist(rng.normal(size=(200, 30)))
-    permutations = Draws(n_bootstrap=0, n_permutations=300, level=0.95, seed=0).permutations(200)
-    ours, theirs = RDMs(d[None]), RDMs(e[None])
+    config = PermutationTestConfig(comparison=comparison, n_bootstrap=0)
+    first, second = RDMs(d[None]), RDMs(e[None])
+    permutation_test(d, e, config=PermutationTestConfig(n_permutations=10, n_bootstrap=0))  # compiled
 
     ratio = cpu_ratio(
-        lambda: relabelled_agreement(d, e, "pearson", permutations=permutations),
-        lambda: [compare(ours, permute_rdms(theirs), method="corr") for _ in range(300)],
+        lambda: permutation_test(d, e, config=config),
+        lambda: [compare(first, permute_rdms(second), method=theirs) for _ in range(300)],
         repeats=3,
     )
 
-    record("Mantel test, 200 conditions", ratio, 0.1, note="rsatoolbox: permute_rdms and compare, per relabelling")
+    note = "rsatoolbox: permute_rdms and compare, per relabelling"
+    record(f"Mantel test, {comparison}, 200 conditions", ratio * 300 / 10_000, 0.1, note=note)
+
+
+@pytest.mark.benchmark
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("comparison", "theirs", "most"), [("pearson", "corr", 1.0), ("tau-a", "tau-a", 1.0), ("bures", "bures", 1.0)]
+)
+def test_compare__against_rsatoolbox(record, comparison, theirs, most):
+    from rsatoolbox.rdm import RDMs, compare as compare_theirs
+
+    rng = generator(0, "bench", "compare")
+    d, e = (np.array([pdist(rng.normal(size=(200, 30))) for _ in range(8)]) for _ in "de")
+    compare(d[:1, :6], e[:1, :6], comparison)  # compiled
+
+    ratio = cpu_ratio(
+        lambda: compare(d, e, comparison), lambda: compare_theirs(RDMs(d), RDMs(e), method=theirs), repeats=3
+    )
+
+    record(f"compare, {comparison}, 8 against 8 matrices of 200 conditions", ratio, most, note="rsatoolbox: compare")
 
 
 @pytest.mark.benchmark
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")  # the peer's own
-def test_bootstrap__against_rsatoolbox(record):
+@pytest.mark.parametrize(
+    ("comparison", "theirs", "bar"),
+    [("pearson", "corr", 1 / 300), ("rho-a", "rho-a", 1 / 50)],
+    ids=["pearson", "rho-a"],
+)
+def test_bootstrap__against_rsatoolbox(record, comparison, theirs, bar):
+    """1000 draws of 100 conditions, 5 models and 10 subjects, with noise ceilings; theirs from 20 draws."""
     from rsatoolbox.inference import eval_bootstrap_pattern
     from rsatoolbox.model import ModelFixed
     from rsatoolbox.rdm import RDMs
 
     rng = generator(0, "bench", "bootstrap")
-    d, e = pdist(rng.normal(size=(100, 30))), pdist(rng.normal(size=(100, 30)))
+    models, data = (np.array([pdist(rng.normal(size=(100, 30))) for _ in range(k)]) for k in (5, 10))
     counts = Draws(n_bootstrap=1000, n_permutations=0, level=0.95, seed=0).counts(100)
-    model, data = ModelFixed("model", RDMs(e[None])), RDMs(d[None])
+    once = np.ones((1000, 10))
+    fixed = [ModelFixed(str(m), RDMs(each[None])) for m, each in enumerate(models)]
+
+    def ours() -> None:
+        drawn = SubjectAgreement.of(models, data, comparison, counts)
+        drawn.mean(once), drawn.ceilings(once)
 
     ratio = cpu_ratio(
-        lambda: bootstrap_agreement(d, e, "pearson", counts=counts),
-        lambda: eval_bootstrap_pattern(model, data, method="corr", N=1000, boot_noise_ceil=False),
-        repeats=3,
+        ours, lambda: eval_bootstrap_pattern(fixed, RDMs(data), method=theirs, N=20, boot_noise_ceil=True), repeats=3
     )
 
-    note = "rsatoolbox: eval_bootstrap_pattern without noise ceiling, one model and one subject, per draw"
-    record("condition bootstrap, 100 conditions", ratio, 0.01, note=note)
+    note = "rsatoolbox: eval_bootstrap_pattern with noise ceiling; 5 models, 10 subjects, per draw"
+    record(f"condition bootstrap, 100 conditions, {comparison}", ratio / 50, bar, note=note)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 
 import hypothesis.strategies as st
@@ -5,10 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from scipy import stats
+from scipy.spatial.distance import pdist
+from sklearn.metrics.pairwise import rbf_kernel
 
 from mechint_core.alignment import CKAConfig, CKAResult, cka
+from mechint_core.alignment._kernel_alignment import align_batches
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
-from mechint_core.kernels import linear_kernels
+from mechint_core.kernels import linear_kernels, radial_kernels
+from mechint_core.kernels.shuffle import BlockShuffle
 from mechint_core.parallel import Backend, compute
 from mechint_core.random import generator
 from mechint_core.synthetic.aligned_systems import aligned_systems
@@ -65,21 +70,45 @@ def test_cka__null_and_spread_are_those_of_all_relabellings(config):
         assert np.var(everything) == pytest.approx(2 / (5 * 2), rel=1e-10)
 
 
+def test_cka__with_a_narrow_radial_kernel_sees_what_a_linear_one_does_not():
+    """A ring and its angle doubled: no linear relation, the same neighbours up to the other half of the ring."""
+    rng = generator(6, "ring")
+    angle = rng.uniform(0, 2 * np.pi, 300)
+    x, y = (np.column_stack([np.cos(k * angle), np.sin(k * angle)]) for k in (1, 2))
+
+    narrow = cka(x, y, config=CKAConfig(kernel="rbf", bandwidth=0.3)).similarity
+
+    assert abs(value(x, y, UNBIASED)) < 0.05
+    assert narrow.low > 0.2
+
+
+def test_cka__of_batches_is_never_nan_and_zero_on_average_for_unrelated_systems():
+    """A batch's unbiased HSIC is negative half of the time (dmarx/cka_pytorch#2)."""
+    rng, config = generator(7, "batches"), CKAConfig(batch_size=8)
+    found = [value(rng.normal(size=(40, 30)), rng.normal(size=(40, 30)), config) for _ in range(100)]
+
+    assert np.all(np.isfinite(found))
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(100)
+
+
 # Oracle
-def gram_cka(x, y, *, unbiased):
-    """The definition, with n x n matrices (Song et al. 2012, equation 5)."""
+def biased_hsic(k, ell):
+    h = np.eye(len(k)) - 1 / len(k)
+    return np.trace(k @ h @ ell @ h)
 
-    def hsic(k, ell):
-        n = len(k)
-        if not unbiased:
-            h = np.eye(n) - 1 / n
-            return np.trace(k @ h @ ell @ h)
-        k, ell = k - np.diag(np.diag(k)), ell - np.diag(np.diag(ell))
-        ones = np.ones(n)
-        mixed = (ones @ k @ ones) * (ones @ ell @ ones) / ((n - 1) * (n - 2))
-        return np.trace(k @ ell) + mixed - 2 / (n - 2) * (ones @ k @ ell @ ones)
 
-    k, ell = x @ x.T, y @ y.T
+def unbiased_hsic(k, ell):
+    """Song et al. 2012, equation 5."""
+    n, ones = len(k), np.ones(len(k))
+    k, ell = k - np.diag(np.diag(k)), ell - np.diag(np.diag(ell))
+    mixed = (ones @ k @ ones) * (ones @ ell @ ones) / ((n - 1) * (n - 2))
+    return (np.trace(k @ ell) + mixed - 2 / (n - 2) * (ones @ k @ ell @ ones)) / (n * (n - 3))
+
+
+def gram_cka(x, y, *, unbiased, kernels=False):
+    """The definition, with n x n matrices."""
+    hsic = unbiased_hsic if unbiased else biased_hsic
+    k, ell = (x, y) if kernels else (x @ x.T, y @ y.T)
     return hsic(k, ell) / np.sqrt(hsic(k, k) * hsic(ell, ell))
 
 
@@ -90,6 +119,52 @@ def test_cka__equals_the_gram_definition(rng, config, widths):
     y[:, :3] += x[:, :3]
 
     assert value(x, y, config) == pytest.approx(gram_cka(x, y, unbiased=config.unbiased), abs=1e-10)
+
+
+@both
+@pytest.mark.parametrize("bandwidth", [0.4, 1.0, 3.0])
+def test_cka__with_a_radial_kernel_equals_the_gram_definition_of_sklearns_kernel(rng, config, bandwidth):
+    x = rng.normal(size=(40, 5)) + 2
+    y = np.tanh(x[:, :3]) + rng.normal(size=(40, 3))
+    gammas = [1 / (2 * (bandwidth * np.median(pdist(each))) ** 2) for each in (x, y)]
+    k, ell = (rbf_kernel(each, gamma=gamma) for each, gamma in zip((x, y), gammas, strict=True))
+
+    found = value(x, y, replace(config, kernel="rbf", bandwidth=bandwidth))
+
+    assert found == pytest.approx(gram_cka(k, ell, unbiased=config.unbiased, kernels=True), abs=1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_cka__of_batches_divides_mean_by_mean(rng, kernel):
+    """Nguyen et al. 2021: each of three HSICs is averaged over the batches first, by the number of the batches."""
+    x = rng.normal(size=(64, 4))
+    y = x[:, :3] + rng.normal(size=(64, 3))
+    scales = [np.median(pdist(each)) for each in (x, y)]
+    joint = BlockShuffle(np.hstack([x, y]), batch_size=16, seed=0)
+    hsics = []
+    for _ in range(4):
+        batch = next(joint)
+        k, ell = batch[:, :4] @ batch[:, :4].T, batch[:, 4:] @ batch[:, 4:].T
+        if kernel == "rbf":
+            one, other = batch[:, :4] / scales[0], batch[:, 4:] / scales[1]
+            k, ell = rbf_kernel(one, gamma=0.5), rbf_kernel(other, gamma=0.5)
+        hsics.append([unbiased_hsic(k, ell), unbiased_hsic(k, k), unbiased_hsic(ell, ell)])
+    xy, xx, yy = np.mean(hsics, axis=0)
+
+    found = cka(x, y, config=CKAConfig(kernel=kernel, batch_size=16))
+
+    assert found.n_batches == 4
+    assert found.similarity.value == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-10)
+
+
+def test_cka__of_batches_that_hold_everything_is_the_whole(rng):
+    """Two batches with the same rows: the mean of equals."""
+    x = rng.normal(size=(20, 3))
+    y = x + rng.normal(size=(20, 3))
+
+    batches = align_batches([linear_kernels.linear_kernels(x, y, picked=np.arange(20))] * 2)
+
+    assert batches.value == pytest.approx(value(x, y, UNBIASED), abs=1e-12)
 
 
 @pytest.mark.oracle
@@ -157,7 +232,57 @@ def test_cka__streamed_equals_whole(config, seed, block_rows, threads):
 def test_cka__same_seed_gives_the_same_bits(rng):
     x, y = rng.normal(size=(2000, 3)), rng.normal(size=(2000, 3))
 
-    assert cka(x, y).scalars() == cka(x, y).scalars()
+    for config in (CKAConfig(), CKAConfig(kernel="rbf"), CKAConfig(batch_size=100)):
+        assert cka(x, y, config=config).scalars() == cka(x, y, config=config).scalars()
+
+
+@both
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**31), tile_rows=st.integers(7, 70), threads=st.integers(1, 3))
+def test_cka__with_a_radial_kernel_in_tiles_equals_whole(config, seed, tile_rows, threads):
+    rng = generator(seed, "tiles")
+    x = rng.normal(size=(60, 5)) + 30
+    y = rng.normal(size=(60, 4)) + x[:, :4]
+    config = replace(config, kernel="rbf")
+    whole = cka(x, y, config=config).scalars()
+    with pytest.MonkeyPatch.context() as patch, compute(Backend(threads=threads)):
+        patch.setattr(radial_kernels, "TILE_ROWS", tile_rows)
+        patch.setattr(radial_kernels, "RESIDENT_BYTES", 100)
+        tiled = cka(x, y, config=config).scalars()
+
+    assert tiled == pytest.approx(whole, rel=1e-9, abs=1e-10)
+    for changed in (y @ rotation(rng, 4), 3 * y, y - 5):
+        assert value(x, changed, config) == pytest.approx(whole["similarity"], abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [CKAConfig(kernel="rbf"), CKAConfig(kernel="rbf", unbiased=False), CKAConfig(batch_size=20)],
+    ids=["rbf", "rbf biased", "batches"],
+)
+def test_cka__p_values_of_other_kernels_and_batches_are_uniform_under_the_null(config):
+    """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
+    rng = generator(8, "null")
+    ps = [cka(rng.normal(size=(60, 4)), rng.normal(size=(60, 3)), config=config) for _ in range(500)]
+
+    assert stats.kstest([each.similarity.p_value for each in ps], "uniform").statistic < 0.087
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CKAConfig(kernel="rbf"), CKAConfig(batch_size=10)], ids=["rbf", "batches"])
+def test_cka__intervals_of_other_kernels_and_batches_cover(config):
+    """95 ± 3 % of 500 intervals, around the value of 4000 samples."""
+    truth = value(*_related(generator(0, "truth"), 4000), replace(config, batch_size=0))
+    rng = generator(1, "cover")
+    found = [cka(*_related(rng, 200), config=config).similarity for _ in range(500)]
+
+    assert 0.92 < np.mean([each.low <= truth <= each.high for each in found]) < 0.98
+
+
+def _related(rng, n):
+    x = rng.normal(size=(n, 3))
+    return x, x + 0.7 * rng.normal(size=(n, 3))
 
 
 def test_cka__interval_hardly_depends_on_how_many_rows_it_is_estimated_from(rng):
@@ -232,7 +357,28 @@ def test_cka__raises_when_all_samples_are_equally_far_apart(rng):
     assert 0 < value(one_hot, y, BIASED) < 1
 
 
-@pytest.mark.parametrize("options", [{"n_inference": 1}, {"level": 1.0}])
+def test_cka__raises_on_fewer_than_two_batches(rng):
+    with pytest.raises(ShapeError, match="two batches of 16"):
+        cka(rng.normal(size=(18, 2)), rng.normal(size=(18, 2)), config=CKAConfig(batch_size=16))
+
+
+def test_cka__raises_when_most_distances_are_zero(rng):
+    x = np.zeros((20, 2))
+    x[:3] = rng.normal(size=(3, 2))
+
+    with pytest.raises(DegenerateInputError, match="more than half the rows agree"):
+        cka(x, rng.normal(size=(20, 2)), config=CKAConfig(kernel="rbf"))
+
+
+def test_cka__raises_on_biased_batches():
+    with pytest.raises(ConfigurationError, match="batches need the unbiased form"):
+        CKAConfig(batch_size=10, unbiased=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n_inference": 1}, {"level": 1.0}, {"kernel": "polynomial"}, {"bandwidth": 0.0}, {"batch_size": 3}],
+)
 def test_cka__raises_on_impossible_options(options, without_shape_checks):
     with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be"):
         CKAConfig(**options)
