@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# A file's tests stay in one process; one thread each, so that processes do not wait for each other's cores.
+SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow bench check lint types layers format ui clean
@@ -15,10 +17,11 @@ demo: $(VENV)/.run  ## train a network that groks, analyse every checkpoint, wri
 	$(BIN)/mechint demo
 
 test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
-	$(PYTEST) -m "not slow and not oracle and not benchmark"
+	$(SPREAD) -m "not slow and not oracle and not benchmark"
 
 test-slow: $(VENV)/.oracle  ## the slow tests, and comparisons with other implementations
-	$(PYTEST) -m "(slow or oracle) and not benchmark"
+	$(PYTEST) -m "(slow or oracle) and not benchmark" tests/flows  # the demonstration has the machine to itself
+	$(SPREAD) -m "(slow or oracle) and not benchmark" --ignore=tests/flows
 
 bench: $(VENV)/.oracle  ## ratios to peers and floors, on a quiet machine; writes docs/reference/benchmarks.md
 	OMP_NUM_THREADS=1 $(PYTEST) -o addopts="--import-mode=importlib" -m benchmark tests/benchmarks  # no shape checks

@@ -103,10 +103,17 @@ def _load(section: BrainSection) -> Recording:
             )
         return made
     parts = [
-        load_recording(path, fields=section.fields, axes=section.axes or None, bad_channels=section.bad_channels)
+        load_recording(
+            path,
+            fields=section.fields,
+            axes=section.axes or None,
+            bad_channels=section.bad_channels,
+            window=section.window,
+            step=section.step,
+        )
         for path in section.recording
     ]
-    return parts[0] if len(parts) == 1 else join_recordings(parts)
+    return parts[0] if len(parts) == 1 else join_recordings(parts, subjects=section.subjects or None)
 
 
 def _stimuli(section: BrainSection, arrays: Arrays, dataset: str) -> np.ndarray:

@@ -264,6 +264,12 @@ class BrainSection(Section):
     """What each axis of the responses is, where the file does not tell: sample, time, channel, ..."""
     bad_channels: Literal["refuse", "drop", "keep"] = "refuse"
     """What to do with channels that are constant, or miss what others of their subject have."""
+    window: tuple[float, float] | None = None
+    """NWB: seconds from the start of each trial. Left out: whole trials."""
+    step: Annotated[float, Field(gt=0)] | None = None
+    """NWB: seconds of one time step."""
+    subjects: list[str] = []
+    """One name per file, where files do not tell their subjects apart."""
     stimuli: str = ""
     """`dataset.field`: which condition each sample of the recorded data set is. Left out: its row number."""
     regions: list[str] = []
@@ -283,6 +289,8 @@ class BrainSection(Section):
     def _fits(self) -> Self:
         if bool(self.recording) == (self.factory is not None):
             raise ValueError("must have either `recording` or `factory`")
+        if self.subjects and len(self.subjects) != len(self.recording):
+            raise ValueError(f"subjects must name each of {len(self.recording)} files, got {len(self.subjects)}")
         for start, end in self.windows:
             if not start < end:
                 raise ValueError(f"windows: from must be below to, got {start} to {end}")

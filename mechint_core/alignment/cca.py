@@ -132,7 +132,7 @@ class CCAResult(Result):
     """Interval of the population's canonical correlation; NaN with a ridge, or with too few samples per unit."""
     high: Float[np.ndarray, "component"]
     p_values: Float[np.ndarray, "component"]
-    """Of the step-down test: the chance of any false discovery is at most that."""
+    """Of the step-down test: the chance of any false discovery is at most that. With a ridge the first is exact."""
     loadings_x: Float[np.ndarray, "unit component"]
     """Covariance of each unit with the variates, which have variance 1."""
     loadings_y: Float[np.ndarray, "other_unit component"]

@@ -29,6 +29,7 @@ from mechint_core.alignment._drawn_products import RANKED, DrawnComparison, chec
 from mechint_core.alignment._many_models import Adjust, adjusted, adjusted_pairs, check_adjust
 from mechint_core.alignment._model_families import Family, check_families, fit
 from mechint_core.alignment._subjects import (
+    Replicates,
     Resample,
     Sample,
     agreement_interval,
@@ -284,21 +285,16 @@ def _check(models: np.ndarray, data: np.ndarray, config: ModelComparisonConfig) 
 
 
 def _folds(n: int, n_subjects: int, config: ModelComparisonConfig) -> tuple[np.ndarray, np.ndarray]:
-    of_conditions = config.n_condition_folds or min(5, max(2, n // 8))
-    of_subjects = config.n_subject_folds or min(5, n_subjects)
-    if config.cross_validate == "subjects":
-        of_conditions = 1
-    if config.cross_validate == "conditions":
-        of_subjects = 1
+    held_out = config.cross_validate
+    of_conditions = 1 if held_out == "subjects" else config.n_condition_folds or min(5, max(2, n // 8))
+    of_subjects = 1 if held_out == "conditions" else config.n_subject_folds or min(5, n_subjects)
     if n < FEWEST * of_conditions:
         raise ConfigurationError(
-            f"a fold must have at least {FEWEST} conditions. Got {n} for {of_conditions} folds: use "
-            "cross_validate='subjects'."
+            f"a fold must have at least {FEWEST} conditions. Got {n} in {of_conditions}: use cross_validate='subjects'."
         )
     if of_subjects > n_subjects:
         raise ConfigurationError(f"n_subject_folds must be at most the {n_subjects} subjects. Got {of_subjects}.")
-    seed = config.seed
-    return folds(n, of_conditions, seed, "conditions"), folds(n_subjects, of_subjects, seed, "subjects")
+    return folds(n, of_conditions, config.seed, "conditions"), folds(n_subjects, of_subjects, config.seed, "subjects")
 
 
 def _result(
@@ -313,31 +309,21 @@ def _result(
     lower, score = observed[0, 0], observed[0, 2:]
     replicates = sample.replicate(_scores)
     ceiled = score / lower
-    spread, short, gaps, reach = (replicates.spread(each) for each in (of_models, shortfall, _differences, of_bounds))
+    spread, short, reach = (replicates.spread(each) for each in (of_models, shortfall, of_bounds))
     share = replicates.spread(lambda scores: (scores[:, 2:] - ceiled * scores[:, :1]) / lower)
     p_zero, p_ceiling = spread.p_value(fisher(score)), short.p_value(lower - score)
     low, high = agreement_interval(score, spread, level)
     least, most = agreement_interval(observed[0, :2], reach, level)
-    difference = _differences(observed)[0]
-    p_gap = np.where(np.eye(len(names), dtype=np.bool_), NAN, gaps.p_value(difference, two_sided=True))
-    q_gap = adjusted_pairs(p_gap, config.adjust, replicates.standardised(_differences))
+    gaps = _Gaps.of(_differences(observed)[0], replicates, config)
     p_null = np.array([p_value(each - ROUNDING, draws) for each, draws in zip(score, null.T, strict=True)])
     largest = max_statistic(score - ROUNDING, null)
     typical = null.mean(axis=0) if len(null) else np.full(len(names), NAN)
     order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")[:2]
     pair = int(order[0]), int(order[-1])
-    gap_low, gap_high = gaps.interval(difference, level)
     weight, interpolation = (_parameters(each, models, data, config) for each in ("weighted", "interpolated"))
     return ModelComparisonResult(
         best=_estimate(pair[0], (score, low, high, typical, largest), level),
-        lead=Estimate(
-            value=float(difference[pair]),
-            low=float(gap_low[pair]),
-            high=float(gap_high[pair]),
-            null=0.0,
-            p_value=float(q_gap[pair]),
-            level=level,
-        ),
+        lead=_estimate(pair, (gaps.value, gaps.low, gaps.high, np.zeros_like(gaps.value), gaps.p_adjusted), level),
         lower_ceiling=Estimate(*(float(each[0]) for each in (observed[0], least, most)), level=level),
         upper_ceiling=Estimate(*(float(each[1]) for each in (observed[0], least, most)), level=level),
         best_model=tuple(names[each] for each in order),
@@ -360,18 +346,38 @@ def _result(
         ceiled=ceiled,
         ceiled_low=share.interval(ceiled, level)[0],
         ceiled_high=share.interval(ceiled, level)[1],
-        difference=difference,
-        difference_low=gap_low,
-        difference_high=gap_high,
-        difference_p_value=p_gap,
-        difference_p_value_adjusted=q_gap,
+        difference=gaps.value,
+        difference_low=gaps.low,
+        difference_high=gaps.high,
+        difference_p_value=gaps.p_value,
+        difference_p_value_adjusted=gaps.p_adjusted,
         weight=weight / np.linalg.norm(weight),
         interpolation=interpolation / interpolation.sum(),
     )
 
 
-def _estimate(at: int, parts: tuple[np.ndarray, ...], level: float) -> Estimate:
-    return Estimate(*(float(each[at]) for each in parts), level=level)
+@dataclass(frozen=True, slots=True)
+class _Gaps:
+    """Score of each model less that of each other."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p_value: np.ndarray
+    p_adjusted: np.ndarray
+
+    @classmethod
+    def of(cls, value: np.ndarray, replicates: Replicates, config: ModelComparisonConfig) -> "_Gaps":
+        spread = replicates.spread(_differences)
+        p = np.where(np.eye(len(value), dtype=np.bool_), NAN, spread.p_value(value, two_sided=True))
+        q = adjusted_pairs(p, config.adjust, replicates.standardised(_differences))
+        low, high = spread.interval(value, config.level)
+        return cls(value, low, high, p, q)
+
+
+def _estimate(at: int | tuple[int, int], parts: tuple[np.ndarray, ...], level: float) -> Estimate:
+    value, low, high, null, p = (float(each[at]) for each in parts)
+    return Estimate(value, low, high, null, p, level)
 
 
 def _parameters(family: Family, models: np.ndarray, data: np.ndarray, config: ModelComparisonConfig) -> np.ndarray:

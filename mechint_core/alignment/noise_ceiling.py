@@ -186,10 +186,10 @@ def noise_ceiling(
 
     Examples
     --------
-    >>> rows = np.array([[1.0, 2, 3, 4, 5, 6], [2.0, 4, 6, 8, 10, 12], [3.0, 4, 5, 6, 7, 9]])
+    >>> rows = np.array([[1.0, 2, 3, 4, 5, 6], [10.0, 20, 30, 40, 60, 50]])  # r = 33 / 35
     >>> found = noise_ceiling(rows)
-    >>> round(found.lower.value, 4), round(found.upper.value, 4)
-    (0.9899, 0.9932)
+    >>> round(35 * found.lower.value, 9), round(35 * found.upper.value**2, 9)  # r and (1 + r) / 2
+    (33.0, 34.0)
     """
     n = check_rdms("data", data, config.comparison)
     if len(data) < 2:

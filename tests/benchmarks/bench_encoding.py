@@ -103,14 +103,12 @@ def test_nested_ridge__against_himalaya(record, data):
 
     x, y = data
 
-    def theirs() -> None:
-        for fold in range(5):
-            train = np.arange(4000) * 5 // 4000 != fold
-            RidgeCV(alphas=PENALTIES, fit_intercept=True, cv=KFold(4)).fit(x[train], y[train]).predict(x[~train])
+    def one_fold() -> None:
+        RidgeCV(alphas=PENALTIES, fit_intercept=True, cv=KFold(4)).fit(x[800:], y[800:]).predict(x[:800])
 
-    ratio = cpu_ratio(lambda: nested(x, y), theirs, repeats=2)
+    ratio = cpu_ratio(lambda: nested(x, y), one_fold, repeats=2) / 5
 
-    record("nested ridge, 4000 x 500, 100 targets", ratio, 0.5, note="himalaya: RidgeCV in each of 5 outer folds")
+    record("nested ridge, 4000 x 500, 100 targets, 5 folds", ratio, 0.2, note="himalaya: RidgeCV of one fold, times 5")
 
 
 @pytest.mark.benchmark
