@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
 # A file's tests stay in one process; one thread each, so that processes do not wait for each other's cores.
-SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=loadfile
+SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench check lint types layers format ui clean
+.PHONY: help demo test test-slow calibrate bench check lint types layers format ui clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +17,14 @@ demo: $(VENV)/.run  ## train a network that groks, analyse every checkpoint, wri
 	$(BIN)/mechint demo
 
 test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
-	$(SPREAD) -m "not slow and not oracle and not benchmark"
+	$(SPREAD) -m "not slow and not oracle and not benchmark and not calibration"
 
 test-slow: $(VENV)/.oracle  ## the slow tests, and comparisons with other implementations
 	$(PYTEST) -m "(slow or oracle) and not benchmark" tests/flows  # the demonstration has the machine to itself
-	$(SPREAD) -m "(slow or oracle) and not benchmark" --ignore=tests/flows
+	$(SPREAD) -m "(slow or oracle) and not benchmark and not calibration" --ignore=tests/flows
+
+calibrate: $(VENV)/.oracle  ## simulate: are p-values uniform where nothing is there, do intervals cover? (an hour)
+	$(SPREAD) -m calibration
 
 bench: $(VENV)/.oracle  ## ratios to peers and floors, on a quiet machine; writes docs/reference/benchmarks.md
 	OMP_NUM_THREADS=1 $(PYTEST) -o addopts="--import-mode=importlib" -m benchmark tests/benchmarks  # no shape checks

@@ -264,7 +264,7 @@ def test_bootstrap__reading_says_when_models_are_unrelated(rng):
     assert "relabelled conditions give as well" in bootstrap(rng.uniform(size=(2, 435)), data).reading()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("comparison", ["pearson", "rho-a", "whitened cosine"])
 def test_bootstrap__p_values_are_uniform_under_the_null(comparison):
     """500 unrelated models; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
@@ -285,7 +285,7 @@ def world(rng, n, weight, shared=None):
     return pdist(shared, "sqeuclidean")[None], np.array(data)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("resample", ["conditions", "subjects", "both"])
 def test_bootstrap__interval_covers_the_population_value(resample):
     """95 ± 3 % of 600 intervals, whose binomial standard error is 0.9 %."""

@@ -303,7 +303,7 @@ def without_test(**options):
     return CCAConfig(n_components=3, n_permutations=0, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize(
     ("n", "p", "q", "penalty"), [(40, 4, 3, 0.0), (40, 3, 6, 0.0), (40, 6, 3, 0.1), (20, 30, 10, 1.0)]
 )
@@ -316,7 +316,7 @@ def test_cca__p_values_are_uniform_under_the_null(n, p, q, penalty):
     assert np.mean(found.min(axis=1) <= 0.05) < 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize(("n", "p", "q", "penalty"), [(40, 6, 3, 0.0), (40, 3, 6, 0.0), (40, 6, 3, 0.1)])
 def test_cca__step_down_controls_false_discoveries_beside_a_real_one(n, p, q, penalty):
     """500 pairs of systems that share one direction: the second component is found in 5 % of them, within 3 %."""
@@ -327,7 +327,7 @@ def test_cca__step_down_controls_false_discoveries_beside_a_real_one(n, p, q, pe
     assert np.mean(found[:, 1] <= 0.05) < 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("n", [100, 300])
 def test_cca__intervals_cover_the_population(n):
     """95 ± 3 % of 500 intervals, or more, of each canonical correlation; the binomial standard error is 1 %."""
@@ -339,7 +339,7 @@ def test_cca__intervals_cover_the_population(n):
     assert np.all(covered > 0.92)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_cca__interval_covers_the_correlation_that_such_fits_reach():
     """The target is what weights found on 4/5 of the samples reach in the population, on average over samples."""
     population, n = np.array([0.8, 0.5, 0.3]), 150

@@ -255,7 +255,7 @@ def test_cka__with_a_radial_kernel_in_tiles_equals_whole(config, seed, tile_rows
         assert value(x, changed, config) == pytest.approx(whole["similarity"], abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize(
     "config",
     [CKAConfig(kernel="rbf"), CKAConfig(kernel="rbf", unbiased=False), CKAConfig(batch_size=20)],
@@ -269,7 +269,7 @@ def test_cka__p_values_of_other_kernels_and_batches_are_uniform_under_the_null(c
     assert stats.kstest([each.similarity.p_value for each in ps], "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("config", [CKAConfig(kernel="rbf"), CKAConfig(batch_size=10)], ids=["rbf", "batches"])
 def test_cka__intervals_of_other_kernels_and_batches_cover(config):
     """95 ± 3 % of 500 intervals, around the value of 4000 samples."""

@@ -157,7 +157,7 @@ def test_common_space__same_seed_gives_the_same_bits(rng):
     assert common_space(systems).scalars() == common_space(systems).scalars()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_common_space__p_values_are_uniform_under_the_null():
     """500 groups of unrelated systems; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
     rng, config = generator(3, "null"), CommonSpaceConfig(n_permutations=199)
@@ -170,7 +170,7 @@ def test_common_space__p_values_are_uniform_under_the_null():
     assert stats.kstest(found, "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_common_space__interval_covers_the_score_of_its_rotations():
     """Rotations known to be right in the limit: 4 systems of 5 units; 95 ± 3 % of 500 intervals."""
     truth = 1 / np.sqrt(1.36 * (1 + 0.36 / 3))

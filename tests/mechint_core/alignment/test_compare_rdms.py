@@ -347,7 +347,7 @@ def test_compare_rdms__reading_says_how_many_stand_out():
     assert "no relabelling" in compare_rdms(d[:1], d[1:], config=config(n_permutations=0)).reading()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @comparisons
 def test_compare_rdms__p_values_are_uniform_under_the_null(comparison):
     """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
@@ -360,7 +360,7 @@ def test_compare_rdms__p_values_are_uniform_under_the_null(comparison):
     assert stats.kstest(p, "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_compare_rdms__family_wise_error_is_at_its_level():
     """300 experiments of 6 unrelated entries: any p_family <= 0.05 in 5 ± 3.8 % (three standard errors)."""
     rng, options = generator(6, "null"), config(n_bootstrap=0, n_permutations=199)

@@ -354,7 +354,7 @@ def test_encoding_model__constant_targets_have_no_score(rng):
     assert found.score.value == pytest.approx(np.mean(found.r2[[0, 2, 3]]))
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize(("n", "t", "r2"), [(1000, 1, 0.3), (1000, 5, 0.5)])
 def test_encoding_model__interval_covers_the_planted_share(n, t, r2):
     """95 ± 3 % of 600 intervals; with 3 columns the cost of fitting is (1 - R²) 3 / n, below a tenth of the width."""
@@ -369,7 +369,7 @@ def test_encoding_model__interval_covers_the_planted_share(n, t, r2):
     assert 0.92 < np.mean([each.low <= r2 <= each.high for each in found]) < 0.98
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("bands", [(), (2, 3)])
 def test_encoding_model__p_values_are_uniform_under_the_null(bands):
     """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000, and 1/100 is the grid's."""

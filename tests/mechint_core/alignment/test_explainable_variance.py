@@ -159,7 +159,7 @@ def test_explainable_variance__reading_says_when_nothing_repeats(rng):
     assert "no null was drawn" in explainable_variance(recorded(rng, 4, 80, 5), config=QUICK).reading()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize(("n_repetitions", "n_conditions", "signal"), [(4, 100, 1.0), (3, 200, 0.5)])
 def test_explainable_variance__intervals_cover_what_was_planted(n_repetitions, n_conditions, signal):
     """95 ± 3 % of 600 intervals, of the ceiling and of one repetition."""
@@ -175,7 +175,7 @@ def test_explainable_variance__intervals_cover_what_was_planted(n_repetitions, n
     assert np.all(np.abs(np.mean(covered, axis=0) - 0.95) < 0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_explainable_variance__p_values_are_uniform_under_the_null(missing):
     """600 recordings of noise; the KS distance of 600 uniform draws passes 0.08 once in 1000; 1/100 is the grid."""

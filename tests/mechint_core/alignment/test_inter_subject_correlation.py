@@ -120,7 +120,7 @@ def test_inter_subject_correlation__gives_the_same_bits_for_any_number_of_worker
     assert np.array_equal(found[0].p_value, found[1].p_value)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @both_surrogates
 def test_inter_subject_correlation__p_values_are_uniform_under_the_null(surrogate):
     """500 groups of unrelated smooth courses; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
@@ -135,7 +135,7 @@ def test_inter_subject_correlation__p_values_are_uniform_under_the_null(surrogat
     assert stats.kstest(ps - rng.uniform(0, 0.01, 500), "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_inter_subject_correlation__intervals_cover_over_subjects():
     """Subjects differ in their noise, the input is fixed; 95 ± 4 % of 500 intervals of either number."""
     wave = generator(0, "input").normal(size=(200, 1))

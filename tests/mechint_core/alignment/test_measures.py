@@ -355,7 +355,7 @@ def test_crossnobis__of_identical_conditions_is_zero_on_average(noise):
     assert abs(euclid.mean() - 2 / (2 * folds)) < 3 * euclid.std(ddof=1) / np.sqrt(draws)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("metric", ["crossnobis", "crossvalidated poisson"])
 def test_rdm__p_values_of_a_crossvalidated_mean_are_uniform_without_differences(metric):
     """500 recordings; the KS distance of 500 uniform draws passes 0.087 once in 1000."""

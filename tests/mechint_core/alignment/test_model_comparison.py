@@ -216,7 +216,7 @@ def test_folds__are_of_nearly_one_size_and_differ_by_seed():
     assert not np.array_equal(folds(23, 5, 0, "conditions"), folds(23, 5, 1, "conditions"))
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("resample", ["subjects", "both"])
 def test_model_comparison__p_values_of_equal_models_are_uniform(resample):
     """500 pairs of models equally near the truth; the KS distance of 500 uniform draws passes 0.087 once in 1000."""

@@ -178,7 +178,7 @@ def test_noise_ceiling__reading_says_when_nothing_is_shared(rng):
     assert "cannot tell a good model" in noise_ceiling(rng.uniform(size=(4, 66)), config=few()).reading()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_noise_ceiling__p_values_are_uniform_under_the_null():
     """500 recordings that share nothing; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
     rng = generator(5, "null")

@@ -140,7 +140,7 @@ def test_permutation_test__reading_says_whether_they_agree():
     assert "all other relabellings, 119 of them" in mantel(*pair(5)).reading()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @comparisons
 @pytest.mark.parametrize("tail", ["greater", "two-sided"])
 def test_permutation_test__p_values_are_uniform_under_the_null(comparison, tail):

@@ -187,7 +187,7 @@ def test_pls__p_values_never_fall(mode):
     assert np.all(np.diff(p_values) >= 0)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @every_mode
 def test_pls__p_values_are_uniform_under_the_null(mode):
     """500 unrelated pairs; KS of 500 uniform draws passes 0.087 once in 1000. Any false discovery: 5 ± 3 %."""
@@ -198,7 +198,7 @@ def test_pls__p_values_are_uniform_under_the_null(mode):
     assert np.mean(found <= 0.05) < 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @every_mode
 def test_pls__step_down_controls_false_discoveries_beside_a_real_one(mode):
     """500 pairs of systems that share one direction: the second component is found in at most 5 + 3 % of them."""

@@ -164,7 +164,7 @@ def test_procrustes__rotated_and_relabelled_nulls_agree(rng, monkeypatch):
     assert rotated.null == pytest.approx(relabelled.null, abs=4 * 0.02 / np.sqrt(100))
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize(("n_samples", "n_units"), [(40, 3), (16, 30)])
 def test_procrustes__p_values_are_uniform_under_the_null(n_samples, n_units):
     """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
@@ -180,7 +180,7 @@ def test_procrustes__p_values_are_uniform_under_the_null(n_samples, n_units):
     assert stats.kstest([each.held_out.p_value for each in found], "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("similarity", [0.3, 0.8])
 def test_procrustes__interval_covers_the_population_angle(similarity):
     """95 ± 3 % of 500 intervals; the binomial standard error is 1 %."""

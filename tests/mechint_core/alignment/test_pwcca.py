@@ -123,7 +123,7 @@ def test_pwcca__same_seed_gives_the_same_bits_for_any_number_of_workers():
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_pwcca__p_values_are_uniform_under_the_null():
     """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
     config = PWCCAConfig(n_permutations=99)
@@ -132,7 +132,7 @@ def test_pwcca__p_values_are_uniform_under_the_null():
     assert stats.kstest(found, "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_pwcca__interval_covers_the_population_value():
     """The population value is that of 200,000 samples, to 0.002; 95 ± 3 % of 1000 intervals."""
     mixing = generator(4, "mix").normal(size=(5, 5))

@@ -92,7 +92,7 @@ def test_rdm_panels__of_a_stored_system_are_those_in_memory(tmp_path):
     assert stored == pytest.approx(np.concatenate(list(rdm_panels(x))), abs=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 def test_rdm_panels__of_8000_stored_conditions_take_less_than_200_mb(tmp_path):
     """The matrix is 512 MB, its condensed half 256."""

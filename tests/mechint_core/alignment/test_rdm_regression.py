@@ -257,7 +257,7 @@ def test_rdm_regression__reading_says_what_stands_out():
     assert "no relabelling" in regressed(data, models, n_permutations=0).reading()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("ranks", [False, True])
 def test_rdm_regression__p_values_are_uniform_where_the_model_only_goes_with_another(ranks):
     """500 experiments; data from the first model alone, which the second is half made of.
@@ -276,7 +276,7 @@ def test_rdm_regression__p_values_are_uniform_where_the_model_only_goes_with_ano
     assert stats.kstest(p, "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_rdm_regression__intervals_cover_the_weights():
     """500 experiments of 60 conditions with planted weights: 95 ± 3 % of the intervals hold them."""
     held = []

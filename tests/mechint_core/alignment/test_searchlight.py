@@ -231,7 +231,7 @@ def test_searchlight__without_draws_says_so_by_nan():
     assert np.isnan(np.concatenate([found.q_value, found.p_value])).all()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @comparisons
 def test_searchlight__any_false_centre_has_the_chance_it_says(comparison):
     """500 brains without the model; the KS distance passes 0.087 once in 1000, the standard error of 5 % is 1 %."""
@@ -242,7 +242,7 @@ def test_searchlight__any_false_centre_has_the_chance_it_says(comparison):
     assert 0.02 < np.mean([each.n_significant > 0 for each in found]) < 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_searchlight__beside_a_planted_sphere_any_false_centre_is_as_rare():
     """500 brains: the sphere is found, and centres that do not reach it stay within 5 % (standard error 1 %)."""
     options = {"radius": 1.0, "min_channels": 4, "n_bootstrap": 0, "n_permutations": 199}

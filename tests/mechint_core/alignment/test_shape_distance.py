@@ -159,7 +159,7 @@ def test_shape_distance__same_seed_gives_the_same_bits(rng):
     assert shape_distance(systems, config=config).scalars() == shape_distance(systems, config=config).scalars()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_shape_distance__p_values_are_uniform_under_the_null():
     """500 unrelated pairs, whitened; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
     rng, config = generator(3, "null"), ShapeDistanceConfig(alpha=0.5, n_permutations=49)
@@ -171,7 +171,7 @@ def test_shape_distance__p_values_are_uniform_under_the_null():
     assert stats.kstest(found - rng.uniform(0, 1 / 50, 500), "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @every_alpha
 def test_shape_distance__interval_covers_the_population_distance(alpha):
     """Y = A X + noise, against the distance of 200,000 samples; 95 ± 3 % of 500 intervals."""

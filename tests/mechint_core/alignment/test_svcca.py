@@ -128,7 +128,7 @@ def test_svcca__null_of_some_samples_is_scaled_to_all():
     assert some.null == pytest.approx(every.null, rel=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_svcca__p_values_are_uniform_under_the_null():
     """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
     config = SVCCAConfig(n_permutations=99)
@@ -137,7 +137,7 @@ def test_svcca__p_values_are_uniform_under_the_null():
     assert stats.kstest(found, "uniform").statistic < 0.087
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("n", [100, 300])
 def test_svcca__interval_covers_the_population_value(n):
     """95 ± 3 % of 1000 intervals; the binomial standard error is 0.7 %."""

@@ -242,7 +242,7 @@ def test_time_resolved_rsa__without_draws_says_so_by_nan():
     assert np.isnan(np.concatenate([found.low, found.p_value])).all()
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @comparisons
 def test_time_resolved_rsa__any_false_window_has_the_chance_it_says(comparison):
     """500 recordings without the model, dependent over time; the KS distance passes 0.087 once in 1000.
@@ -257,7 +257,7 @@ def test_time_resolved_rsa__any_false_window_has_the_chance_it_says(comparison):
     assert 0.02 < np.mean([each.n_significant > 0 for each in found]) < 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_onset__is_found_within_a_window_and_its_interval_holds_the_planted_one():
     """200 recordings whose model begins at sample 15 at full strength."""
     found = [
