@@ -1,9 +1,8 @@
 """What every way of comparing a network with recordings answers: scores of subjects over time, and how sure they are.
 
     score_t     mean over subjects s of score_st
-    interval    conditions and subjects are drawn anew; with v_c, v_s and v_b the variances of drawing conditions,
-                subjects, and both, the noise that v_b counts twice is taken out:
-                v = 2 (v_c + v_s) - v_b, kept between max(v_c, v_s) and v_b
+    interval    conditions and subjects are drawn anew, and spread as far as one sample of both does: what drawing both
+                counts twice is taken out (`corrected_variance`)
     p_t         share of relabellings in which the largest score of any time is as high
 
 Source: [@schutt2023] (two-factor bootstrap), [@westfall1993] (the maximum).
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from mechint_core.alignment._subjects import corrected_variance
 from mechint_core.errors import DegenerateInputError, ShapeError
 from mechint_core.random import generator
 
@@ -40,7 +40,7 @@ class BrainScores:
     ceiling_high: Float[np.ndarray, "time"]
     """The same from above."""
 
-    def draws(self, seed: int) -> Float[np.ndarray, "draw time"]:
+    def draws(self, seed: int, n_conditions: int) -> Float[np.ndarray, "draw time"]:
         """Return the mean score with conditions and subjects drawn anew, spread as far as one sample of both is."""
         n_draws, n_subjects, _ = self.drawn.shape
         conditions = self.drawn.mean(axis=1)
@@ -50,10 +50,8 @@ class BrainScores:
         counts = generator(seed, "subjects").multinomial(n_subjects, even, size=n_draws) / n_subjects
         both = np.einsum("bs,bst->bt", counts, self.drawn)
         of_conditions, of_both = (np.nanvar(each, axis=0) for each in (conditions, both))
-        of_subjects = self.score.var(axis=0, ddof=1) / n_subjects
-        variance = np.clip(
-            2 * (of_conditions + of_subjects) - of_both, np.maximum(of_conditions, of_subjects), of_both + of_subjects
-        )
+        of_subjects = self.score.var(axis=0) / n_subjects
+        variance = corrected_variance(of_conditions, of_subjects, of_both, n_conditions, n_subjects)
         spread = np.sqrt(variance / np.maximum(of_both, np.finfo(np.float64).tiny))
         return self.score.mean(axis=0) + spread * (both - np.nanmean(both, axis=0))
 

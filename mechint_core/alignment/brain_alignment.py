@@ -249,7 +249,7 @@ def _result(
     whole: np.ndarray,
     config: BrainAlignmentConfig,
 ) -> BrainAlignmentResult:
-    over_time, drawn = found.score.mean(axis=0), found.draws(config.seed)
+    over_time, drawn = found.score.mean(axis=0), found.draws(config.seed, len(region.kept))
     ends = np.array([percentile_interval(each, config.level) for each in drawn.T])
     highest = found.null.max(axis=1)
     p_value = corrected_p_values(over_time, highest)

@@ -78,7 +78,8 @@ def test_compare_to_brain__finds_the_site_and_the_region_that_belong_together_an
     assert course.estimates["gain"].value > 0
     page = found.report.read_text()
     assert "act~late" in page
-    assert "brain_alignment" in page
+    assert "The site matches the region by" in page
+    assert "How well each site matches each region" in page
     assert found.readings["monkey encoding", 20] == last.reading
 
 

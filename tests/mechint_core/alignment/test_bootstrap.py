@@ -63,14 +63,15 @@ def test_bootstrap__of_a_model_that_all_subjects_follow_is_one(comparison):
 
 def test_corrected_variance__of_an_additive_statistic_is_exact():
     """mean of row effect + column effect + noise: the naive bootstrap counts the noise three times."""
-    n, s, row, column, noise = 40, 12, 2.0, 3.0, 5.0
+    n, s, row, column, noise = 40, 12, 2.0, 3.0, 200.0  # so much noise that no bound is met
     shrink_n, shrink_s = (n - 1) / n, (s - 1) / s
     conditions = shrink_n * (row / n + noise / (n * s))
     subjects = shrink_s * (column / s + noise / (n * s))
     both = conditions + subjects + shrink_n * shrink_s * noise / (n * s)
 
-    found = corrected_variance(*(np.array(each) for each in (conditions, subjects, both)), n, s)
-    assert found == pytest.approx(row / n + column / s + noise / (n * s))
+    found = corrected_variance(*(np.array([each]) for each in (conditions, subjects, both)), n, s)
+
+    assert found[0] == pytest.approx(row / n + column / s + noise / (n * s))
 
 
 def test_expected_means__are_the_mean_over_all_relabellings():
