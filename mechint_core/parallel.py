@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
@@ -127,13 +128,13 @@ def map_parallel(function: Callable[[Item], Out], items: Iterable[Item]) -> list
     threads = n_workers()
     if threads == 1 or len(todo) < 2:
         return [function(item) for item in todo]
-
-    def call(index: int) -> Out:
-        return function(todo[index])
-
     # Of a number, not of the item: dask prints a callable that has no name, and looks into it, once for each call.
-    each = delayed(call, pure=False)
+    each = delayed(partial(_call, function, todo), pure=False)
     return list(dask_compute(*map(each, range(len(todo))), scheduler="threads", num_workers=threads))
+
+
+def _call(function: Callable[[Item], Out], items: Sequence[Item], index: int) -> Out:
+    return function(items[index])
 
 
 def reduce_rows(reduction: Reduction[State, Answer], *rows: Rows, block_rows: int | None = None) -> Answer:
