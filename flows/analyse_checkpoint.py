@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
-from flows.pending import AnalysisError, run_pending
+from flows.pending import raise_failures, run_pending
 from flows.plan import make_plan
 from mechint_core.errors import NotFoundError
 from mechint_core.store import ResultKey
@@ -33,6 +33,5 @@ def analyse_checkpoint(config: RunSection | Path, step: int) -> list[ResultKey]:
     failures: list[str] = []
     work = plan.of_checkpoint(chosen[0])
     run_pending(f"step {step}", work, failures)
-    if failures:
-        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+    raise_failures(failures)
     return [each.key for each in work]

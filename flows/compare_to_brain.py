@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from flows.brain_comparisons import alignments, maps, trajectories
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
-from flows.pending import AnalysisError, run_pending
+from flows.pending import raise_failures, run_pending
 from flows.plan import Plan, make_plan
 from flows.report import compose_report
 from mechint_core.errors import ConfigurationError
@@ -50,8 +50,7 @@ def compare_to_brain(config: RunSection | Path) -> Compared:
     align_and_follow(plan, failures)
     published = publish(plan.store, plan.config.run, {}, plan.digests(), str(flow_run.get_id() or ""))
     report = compose_report(plan, published, started=started)
-    if failures:
-        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+    raise_failures(failures)
     found = [*maps(plan), *trajectories(plan)]
     return Compared({(work.name, work.step): plan.result(work).reading for work in found if work.is_done()}, report)
 

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from flows.circuits import comparisons, cross_checks, discoveries, found_circuits, scans, verifications
 from flows.collect_activations import RUNNER
 from flows.configuration import RunSection, configuration
-from flows.pending import AnalysisError, run_pending
+from flows.pending import raise_failures, run_pending
 from flows.plan import Plan, make_plan
 from flows.report import compose_report
 from mechint_core.circuits import Circuit
@@ -55,8 +55,7 @@ def find_circuit(config: RunSection | Path) -> FoundCircuits:
     published = publish(plan.store, plan.config.run, {}, plan.digests(), str(flow_run.get_id() or ""))
     files = save_circuits(plan, published.run_id)
     report = compose_report(plan, published, started=started)
-    if failures:
-        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+    raise_failures(failures)
     return FoundCircuits(found_circuits(plan), files, _readings(plan), report)
 
 

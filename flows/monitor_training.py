@@ -12,7 +12,7 @@ from flows.compare_to_brain import align_and_follow
 from flows.configuration import RunSection, configuration
 from flows.dictionaries import check_dictionaries
 from flows.find_circuit import find_and_verify, save_circuits
-from flows.pending import AnalysisError, run_pending
+from flows.pending import raise_failures, run_pending
 from flows.plan import Plan, make_plan
 from flows.report import compose_report, report_path
 from flows.train_dictionaries import train_and_examine
@@ -56,8 +56,7 @@ def monitor_training(config: RunSection | Path) -> Monitored:
     report = report_path(plan)
     if n_collected or n_analysed or not report.exists():
         compose_report(plan, published, started=started)
-    if failures:
-        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+    raise_failures(failures)
     return Monitored(n_collected, n_analysed, published.n_results, report, published.run_id)
 
 

@@ -14,6 +14,12 @@ class AnalysisError(MechintError, RuntimeError):
     """Some analyses failed; the others are stored, and the message lists the failures."""
 
 
+def raise_failures(failures: Sequence[str]) -> None:
+    """Raise AnalysisError with all of them, if there are any: the last act of a flow, when the rest is stored."""
+    if failures:
+        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+
+
 def run_pending(name: str, work: Sequence[Work], failures: list[str]) -> int:
     """Submit what the store does not hold; gather failures, so that one bad analysis does not cost the others."""
     todo = [each for each in work if not each.is_done()]

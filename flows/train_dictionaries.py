@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from flows.collect_activations import RUNNER, record
 from flows.configuration import RunSection, configuration
 from flows.dictionaries import check_dictionaries, comparison, dictionary_works, examinations, passes
-from flows.pending import AnalysisError, run_pending
+from flows.pending import raise_failures, run_pending
 from flows.plan import Plan, make_plan
 from flows.progress import Advance, say, stage
 from mechint_core.store import ResultKey
@@ -39,8 +39,7 @@ def train_dictionaries(config: RunSection | Path) -> list[ResultKey]:
     record(plan)
     failures: list[str] = []
     train_and_examine(plan, failures)
-    if failures:
-        raise AnalysisError(f"{len(failures)} analyses failed:\n" + "\n".join(f"  - {each}" for each in failures))
+    raise_failures(failures)
     return [work.key for work in dictionary_works(plan)]
 
 

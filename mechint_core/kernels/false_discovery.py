@@ -11,7 +11,7 @@ Cost: one sort.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mechint_core.errors import DegenerateInputError
 
@@ -44,10 +44,7 @@ def false_discovery_rate(
     >>> false_discovery_rate(np.array([0.01, 0.04, 0.03, np.nan])).tolist()
     [0.03, 0.04, 0.04, nan]
     """
-    made = ~np.isnan(p_values)
-    p = np.asarray(p_values[made], dtype=np.float64)
-    if p.size and not (p.min() >= 0 and p.max() <= 1):
-        raise DegenerateInputError(f"p-values must be in [0, 1]. Got {p.min()} to {p.max()}.")
+    made, p = made_tests(p_values)
     rank = np.arange(1, p.size + 1)
     order = np.argsort(p, kind="stable")
     dependence = np.sum(1 / rank) if any_dependence else 1.0
@@ -57,3 +54,14 @@ def false_discovery_rate(
     q_values = np.full(p_values.shape, np.nan)
     q_values[made] = adjusted
     return q_values
+
+
+def made_tests(
+    p_values: Float[np.ndarray, "*test"],
+) -> tuple[Bool[np.ndarray, "*test"], Float[np.ndarray, "made"]]:
+    """Return which tests were made, and their p-values; refuse what is no p-value."""
+    made = ~np.isnan(p_values)
+    p = np.asarray(p_values[made], dtype=np.float64)
+    if p.size and not (p.min() >= 0 and p.max() <= 1):
+        raise DegenerateInputError(f"p-values must be in [0, 1]. Got {p.min()} to {p.max()}.")
+    return made, p

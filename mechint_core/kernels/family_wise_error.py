@@ -13,7 +13,8 @@ Cost: one sort; m per draw.
 import numpy as np
 from jaxtyping import Float
 
-from mechint_core.errors import DegenerateInputError, ShapeError
+from mechint_core.errors import ShapeError
+from mechint_core.kernels.false_discovery import made_tests
 
 
 def holm(p_values: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
@@ -39,10 +40,7 @@ def holm(p_values: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
     >>> holm(np.array([0.01, 0.04, 0.03, np.nan])).tolist()
     [0.03, 0.06, 0.06, nan]
     """
-    made = ~np.isnan(p_values)
-    p = np.asarray(p_values[made], dtype=np.float64)
-    if p.size and not (p.min() >= 0 and p.max() <= 1):
-        raise DegenerateInputError(f"p-values must be in [0, 1]. Got {p.min()} to {p.max()}.")
+    made, p = made_tests(p_values)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1.0)

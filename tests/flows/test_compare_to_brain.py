@@ -14,7 +14,6 @@ from flows.plan import make_plan
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.models import load_model
 from mechint_core.random import generator
-from mechint_core.recordings import Recording
 from mechint_core.store import ActivationStore, ResultKey
 from tasks.settings import settings
 from tests.flows.tiny import STEPS, build_dataset, write_checkpoint, write_run
@@ -45,11 +44,6 @@ def record_brain(folder: Path, *, subjects: int = 2, times: int = 1, lost: int =
     }
     np.savez(folder / "brain.npz", **fields, **({"time": np.linspace(0.0, 0.1, times)} if times > 1 else {}))
     return folder / "brain.npz"
-
-
-def of_factory() -> Recording:
-    rng = generator(0, "factory")
-    return Recording(responses=rng.normal(size=(40, 6)), condition=np.arange(40))
 
 
 def brain(**changes):
@@ -95,6 +89,16 @@ def test_compare_to_brain__averages_windows_and_finds_the_one_that_answers(tmp_p
     assert found.arrays["time"].tolist() == [0.025, 0.125]
     assert found.flags["best_time"] == 0.125
     assert found.arrays["p_value"][1] < 0.05 < found.arrays["p_value"][0]
+
+
+def test_compare_to_brain__says_that_the_ceiling_is_not_known_where_nothing_was_shown_twice(tmp_path: Path):
+    section = brain(recording=[], factory="tests.flows.tiny:build_recording", measures=["rsa"], steps=["last"])
+
+    compare_to_brain(write_run(tmp_path, analyses=[], brains=[section]))
+
+    found = stored("brain_alignment", "monkey act~all rsa", 20)
+    assert np.isnan(found.flags["ceiling"])
+    assert np.isnan(stored("layer_region_matrix", "monkey rsa", 20).arrays["ceiled"]).all()
 
 
 # Law

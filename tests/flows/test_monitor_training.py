@@ -6,7 +6,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.configuration import load_configuration
-from flows.monitor_training import AnalysisError, Monitored, monitor_training
+from flows.monitor_training import Monitored, monitor_training
+from flows.pending import AnalysisError
 from flows.plan import make_plan
 from mechint_core.store import ActivationStore, ResultKey
 from tasks.settings import settings

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mechint_core.random import generator, torch_generator
+from mechint_core.recordings import Recording
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (0, 10, 20)
@@ -36,6 +37,11 @@ def build_model() -> nn.Module:
 def build_dataset() -> dict[str, np.ndarray]:
     rng = generator(0, "tiny", "data")
     return {"x": rng.normal(size=(40, 6)).astype(np.float32), "label": np.arange(40) % CLASSES}
+
+
+def build_recording() -> Recording:
+    """One presentation of every sample, to one subject."""
+    return Recording(responses=generator(0, "tiny", "brain").normal(size=(40, 6)), condition=np.arange(40))
 
 
 def write_checkpoint(folder: Path, step: int, seed: int | None = None) -> Path:
