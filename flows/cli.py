@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 
-CONFIG = click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+CONFIG = click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

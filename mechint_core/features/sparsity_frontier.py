@@ -163,12 +163,15 @@ def _doubling(
         return Estimate(NAN, level=config.level)
     rng = generator(config.seed, "sparsity_frontier")
     rows = rng.integers(0, len(x), (config.n_draws, len(x)))
-    rows = rows[[len(np.unique(x[each])) > 1 for each in rows]]
-    shuffled = np.array([_slope(x, rng.permutation(y)) for _ in range(config.n_draws)])
-    draws = np.array([_slope(x[each], y[each]) for each in rows])
-    return estimate(2 ** _slope(x, y), bootstrap=2**draws, null=2**shuffled, tail="less", level=config.level)
+    rows = rows[np.ptp(x[rows], axis=1) > 0]
+    shuffled = _slopes(x[None], rng.permuted(np.tile(y, (config.n_draws, 1)), axis=1))
+    draws = _slopes(x[rows], y[rows])
+    slope = float(_slopes(x[None], y[None])[0])
+    return estimate(2**slope, bootstrap=2**draws, null=2**shuffled, tail="less", level=config.level)
 
 
-def _slope(x: Float[np.ndarray, "dictionary"], y: Float[np.ndarray, "dictionary"]) -> float:
-    deviation = x - x.mean()
-    return float(deviation @ (y - y.mean()) / (deviation @ deviation))
+def _slopes(
+    x: Float[np.ndarray, "#draw dictionary"], y: Float[np.ndarray, "draw dictionary"]
+) -> Float[np.ndarray, "draw"]:
+    deviation = x - x.mean(axis=1, keepdims=True)
+    return np.sum(deviation * y, axis=1) / np.sum(deviation * deviation, axis=1)

@@ -109,7 +109,7 @@ def test_run__lists_every_problem_at_once_in_the_files_words(tmp_path: Path):
 def test_run__missing_file_is_a_sentence(tmp_path: Path):
     done = mechint("--home", str(tmp_path / "home"), "run", str(tmp_path / "none.yaml"), code=2)
 
-    assert "cannot be read" in " ".join(done.stderr.split())
+    assert "does not exist" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
