@@ -7,8 +7,10 @@ PYTEST := $(BIN)/python -m pytest
 # A file's tests stay in one process; one thread each, so that processes do not wait for each other's cores.
 SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+UNCHECKED := -o addopts="--import-mode=importlib"  # shapes are not checked: they take most of a short call
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow calibrate bench check lint types layers format ui clean
+.PHONY: help demo test test-slow demonstration calibrate bench check lint types layers format ui clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,15 +21,19 @@ demo: $(VENV)/.run  ## train a network that groks, analyse every checkpoint, wri
 test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
 	$(SPREAD) -m "not slow and not oracle and not benchmark and not calibration"
 
-test-slow: $(VENV)/.oracle  ## the slow tests, and comparisons with other implementations
-	$(PYTEST) -m "(slow or oracle) and not benchmark" tests/flows  # the demonstration has the machine to itself
+test-slow: $(VENV)/.oracle  ## the slow tests, calibrations, and comparisons with other implementations
+	$(MAKE) --jobs=2 --output-sync=target demonstration calibrate
 	$(SPREAD) -m "(slow or oracle) and not benchmark and not calibration" --ignore=tests/flows
 
-calibrate: $(VENV)/.oracle  ## simulate: are p-values uniform where nothing is there, do intervals cover? (an hour)
-	$(SPREAD) -m calibration
+demonstration: $(VENV)/.oracle  ## the slow tests of the flows, one after the other: some of them time what they run
+	$(PYTEST) -m "(slow or oracle) and not benchmark" tests/flows
+
+# Hundreds of simulated experiments for each claim, with what cores the demonstration leaves, and without shape checks.
+calibrate: $(VENV)/.oracle  ## are p-values uniform where nothing is there, do intervals cover? (20 minutes)
+	OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) $(UNCHECKED) -n 2 --timeout=3600 -m calibration
 
 bench: $(VENV)/.oracle  ## ratios to peers and floors, on a quiet machine; writes docs/reference/benchmarks.md
-	OMP_NUM_THREADS=1 $(PYTEST) -o addopts="--import-mode=importlib" -m benchmark tests/benchmarks  # no shape checks
+	OMP_NUM_THREADS=1 $(PYTEST) $(UNCHECKED) -m benchmark tests/benchmarks
 
 check: lint types layers test  ## everything a change must pass
 

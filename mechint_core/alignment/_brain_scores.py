@@ -75,6 +75,14 @@ class Recorded:
         """Return one subject's channels."""
         return self.responses[..., self.subject == subject]
 
+    def by_subject(
+        self, per_channel: Float[np.ndarray, "*draw time_channel"]
+    ) -> Float[np.ndarray, "*draw subject time"]:
+        """Return the mean over each subject's channels of what is known of every time and channel."""
+        split = per_channel.reshape(*per_channel.shape[:-1], self.responses.shape[2], -1)
+        parts = [split[..., self.subject == each].mean(axis=-1) for each in range(self.n_subjects)]
+        return np.stack(parts, axis=-2)
+
     @property
     def n_subjects(self) -> int:
         """How many subjects have channels here."""

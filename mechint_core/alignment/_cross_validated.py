@@ -153,7 +153,7 @@ def relabelled_scores(
     """Return the scores after relabelling the conditions of all models alike."""
     at_once = max(1, PRODUCTS_AT_ONCE // (len(models) + n_subjects) ** 2)
     relabel = _Relabel(evaluate, models, n_subjects)
-    blocks = [permutations[start : start + at_once] for start in range(0, max(1, len(permutations)), at_once)]
+    blocks = [permutations[start : start + at_once] for start in range(0, len(permutations), at_once)]
     return np.concatenate(map_parallel(relabel, blocks))
 
 

@@ -79,9 +79,16 @@ def population_interval(
 ) -> Float[np.ndarray, "endpoint *component"]:
     """Bound correlations of the population, which are not below 0, by those within the sample.
 
-    The jackknife also takes out the bias of order 1 / n, by which correlations within a sample are too high.
+    The jackknife also takes out the bias of order 1 / n, by which correlations within a sample are too high. What it
+    takes out is itself uncertain, about as much as it is large: it counts beside the standard error.
     """
     k, z, z_without = len(without), fisher_z(values), fisher_z(without)
-    centre, reach = k * z - (k - 1) * z_without.mean(axis=0), jackknife_reach(z_without, level)
+    centre = k * z - (k - 1) * z_without.mean(axis=0)
+    reach = np.hypot(jackknife_reach(z_without, level), normal_reach(level) * (centre - z))
     ends = np.maximum(np.tanh(np.stack([centre - reach, centre + reach])), 0.0)
     return np.where(1 - values > ROUNDING, ends, values)
+
+
+def normal_reach(level: float) -> float:
+    """Return how many standard deviations an interval reaches."""
+    return float(stats.norm.ppf((1 + level) / 2))

@@ -260,7 +260,9 @@ def model_comparison(
     scaled = models / np.sqrt(np.nanmean(models**2, axis=1, keepdims=True))
     evaluate = partial(CrossValidated.of, config.comparison, config.families, condition_fold, subject_fold, data)
     sample = Sample.of(partial(evaluate, scaled[None]), n, len(data), config.resample, config.draws)
-    null = relabelled_scores(evaluate, scaled, config.draws.permutations(n), len(data))
+    null = np.empty((0, len(models) + len(config.families)))
+    if config.n_permutations:
+        null = relabelled_scores(evaluate, scaled, config.draws.permutations(n), len(data))
     return _result(models, data, sample, null, config)
 
 

@@ -96,7 +96,7 @@ class PLSResult(Result):
     """Share of the second system's variance, on held-out samples, that the first system's scores predict."""
     n_components: int
     n_significant: int
-    """Components whose family-wise p-value is at most 1 - level."""
+    """Components whose family-wise p-value is at most 1 - level; at most 1 of a regression."""
     n_samples: int
     n_samples_per_unit: float
     """Samples per unit of both systems together."""
@@ -110,7 +110,8 @@ class PLSResult(Result):
     covariances: Float[np.ndarray, "component"]
     """What was maximised, in all samples."""
     p_values: Float[np.ndarray, "component"]
-    """Of the step-down test: the chance of any false discovery is at most that."""
+    """Of the step-down test: the chance of any false discovery is at most that. Of a regression the first only: how
+    many components predict is for `r_squared` to tell."""
     weights_x: Float[np.ndarray, "unit component"]
     """Scores are the centred first system times these."""
     weights_y: Float[np.ndarray, "other_unit component"]
@@ -134,6 +135,8 @@ class PLSResult(Result):
             return f"{text}; no relabelling was done, so nothing says what unrelated systems would give."
         if self.n_significant == 0:
             return f"{text}: not distinguishable from unrelated systems (p = {found.p_value:.2g})."
+        if np.isnan(self.p_values[1:]).all():
+            return f"{text}; the first is more than chance (p = {found.p_value:.2g})."
         text += f"; {self.n_significant} of them are more than chance"
         return f"{text} (step-down p = {found.p_value:.2g} for the first)."
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from mechint_core.alignment import BrainAlignmentConfig, brain_alignment, rsa
-from mechint_core.alignment._brain_encoding import FoldedRidge, weighted_correlation
+from mechint_core.alignment._brain_encoding import PENALTIES, FoldedRidge, PenaltyChoice, weighted_correlation
 from mechint_core.alignment._brain_rsa import ceilings
 from mechint_core.alignment._ridge import cross_validated_prediction
 from mechint_core.alignment.rsa import RSAConfig
@@ -133,8 +133,9 @@ def test_folded_ridge__equals_the_streamed_one_and_scikit_learn(units):
     rng = generator(0, "ridge")
     x, y, fold = rng.normal(size=(30, units)), rng.normal(size=(30, 3)), np.arange(30) % 5
     counts = rng.integers(0, 3, 30).astype(float)
-    streamed, penalty = cross_validated_prediction(x, y, fold, (0.1, 1.0, 10.0))
+    streamed, penalty = cross_validated_prediction(x, y, fold, PENALTIES)
 
+    np.testing.assert_array_equal(PenaltyChoice.of(x, fold).best(y), penalty)
     plain = FoldedRidge.of(x, fold, np.ones(30)).predict(y, penalty)
     ridge = FoldedRidge.of(x, fold, counts)
     drawn = ridge.predict(y, np.ones((5, 3)))
@@ -142,7 +143,7 @@ def test_folded_ridge__equals_the_streamed_one_and_scikit_learn(units):
     for each in range(5):
         held_out = fold == each
         np.testing.assert_allclose(plain[held_out] + y[~held_out].mean(axis=0), streamed[held_out], atol=1e-9)
-        oracle = Ridge(alpha=ridge.unit[each]).fit(x[~held_out], y[~held_out], sample_weight=counts[~held_out])
+        oracle = Ridge(alpha=ridge.parts[each][0].unit).fit(x[~held_out], y[~held_out], sample_weight=counts[~held_out])
         np.testing.assert_allclose(
             drawn[held_out] - drawn[held_out].mean(0),
             (found := oracle.predict(x[held_out])) - found.mean(0),

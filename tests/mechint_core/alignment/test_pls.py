@@ -80,7 +80,7 @@ def test_pls__takes_a_single_target():
 
     assert (found.n_components, found.n_significant) == (3, 1)
     assert 0.4 < found.r_squared.value < 0.8
-    assert "of them are more than chance" in found.reading()
+    assert "the first is more than chance" in found.reading()
 
 
 # Oracle
@@ -184,7 +184,8 @@ def test_pls__p_values_never_fall(mode):
 
     p_values = pls(x, y, config=PLSConfig(mode=mode, n_permutations=99)).p_values
 
-    assert np.all(np.diff(p_values) >= 0)
+    assert np.all(np.diff(p_values[~np.isnan(p_values)]) >= 0)
+    assert np.isnan(p_values).sum() == (len(p_values) - 1 if mode == "regression" else 0)
 
 
 @pytest.mark.calibration
@@ -199,7 +200,7 @@ def test_pls__p_values_are_uniform_under_the_null(mode):
 
 
 @pytest.mark.calibration
-@every_mode
+@pytest.mark.parametrize("mode", ["svd", "canonical"])
 def test_pls__step_down_controls_false_discoveries_beside_a_real_one(mode):
     """500 pairs of systems that share one direction: the second component is found in at most 5 + 3 % of them."""
     config = PLSConfig(mode=mode, n_permutations=199, n_folds=3)
