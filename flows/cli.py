@@ -138,6 +138,19 @@ def brain(config: Path) -> None:
 
 
 @mechint.command()
+@CONFIG
+def geometry(config: Path) -> None:
+    """Describe the shape of what each site represents: dimension, curvature, loops, and their course."""
+    with services():
+        from flows.describe_geometry import describe_geometry
+
+        found = describe_geometry(config)
+    for (technique, name), reading in found.readings.items():
+        out.print(f"[bold]{technique} {escape(name)}[/]: {escape(reading)}", highlight=False)
+    out.print(f"report  {found.report}", highlight=False, soft_wrap=True)
+
+
+@mechint.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 @click.option("--field", "fields", multiple=True, metavar="OURS=THEIRS", help="Where a field is not found by its name.")
 def recording(file: Path, fields: tuple[str, ...]) -> None:

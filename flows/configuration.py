@@ -18,6 +18,7 @@ from flows.sections import (
     DatasetSection,
     DictionarySection,
     Factory,
+    GeometrySection,
     ModelSection,
     Name,
     NamesSection,
@@ -44,6 +45,7 @@ class RunSection(Section):
     dictionaries: list[DictionarySection] = Field(default_factory=list[DictionarySection])
     circuits: list[CircuitSection] = Field(default_factory=list[CircuitSection])
     brains: list[BrainSection] = Field(default_factory=list[BrainSection])
+    geometry: list[GeometrySection] = Field(default_factory=list[GeometrySection])
     names: NamesSection = NamesSection()
     findings: Factory | None = None
     """`package.module:function` that opens the report with its own conclusions: StoredResults in, Findings out."""
@@ -63,20 +65,17 @@ class RunSection(Section):
     def _disagreements(self) -> list[str]:
         found: list[str] = []
         if self.collect is None:
-            if self.analyses or self.dictionaries or self.brains or not self.circuits:
+            if self.analyses or self.geometry or self.dictionaries or self.brains or not self.circuits:
                 found.append("collect: is missing; only circuits can do without it")
         elif self.collect.dataset not in self.datasets:
             found.append(f"collect.dataset {self.collect.dataset!r} is not in datasets ({', '.join(self.datasets)})")
         for index, analysis in enumerate(self.analyses):
             for parameter, source in analysis.fields.items():
-                if source.partition(".")[0] not in self.datasets:
-                    found.append(
-                        f"analyses.{index}.inputs.{parameter}: {source!r} must be `dataset.field`; "
-                        f"the datasets are {', '.join(self.datasets)}"
-                    )
+                found += self._field_problems(f"analyses.{index}.inputs.{parameter}", source)
+        for index, section in enumerate(self.geometry):
+            found += self._field_problems(f"geometry.{index}.label", section.label) if section.label else []
         for index, section in enumerate(self.dictionaries):
-            if section.mask and section.mask.partition(".")[0] not in self.datasets:
-                found.append(f"dictionaries.{index}.mask: {section.mask!r} must be `dataset.field`")
+            found += self._field_problems(f"dictionaries.{index}.mask", section.mask) if section.mask else []
         for index, circuit in enumerate(self.circuits):
             found += self._circuit_problems(f"circuits.{index}", circuit)
         for kind, sections in (("circuits", self.circuits), ("brains", self.brains)):
@@ -90,11 +89,16 @@ class RunSection(Section):
             seen.add(same)
         return found
 
+    def _field_problems(self, place: str, source: str) -> list[str]:
+        if source.partition(".")[0] in self.datasets:
+            return []
+        return [f"{place}: {source!r} must be `dataset.field`; the datasets are {', '.join(self.datasets)}"]
+
     def _circuit_problems(self, place: str, circuit: CircuitSection) -> list[str]:
         problems = [
-            f"{place}.{role}: {source!r} must be `dataset.field`; the datasets are {', '.join(self.datasets)}"
+            problem
             for role, source in circuit.sources.items()
-            if source.partition(".")[0] not in self.datasets
+            for problem in self._field_problems(f"{place}.{role}", source)
         ]
         datasets = {source.partition(".")[0] for source in circuit.sources.values()}
         if len(datasets) > 1:

@@ -63,7 +63,7 @@ def check_dictionaries(plan: Plan) -> None:
             labels |= _check_section(plan, section)
         except ConfigurationError as problem:
             problems.append(f"dictionaries.{index}: {problem}")
-    for index, analysis in enumerate(plan.config.analyses):
+    for index, analysis in enumerate(plan.analyses):
         if of_dictionary(analysis) and not problems:
             missing = [each for each in _patterns(analysis) if not any(fnmatchcase(label, each) for label in labels)]
             if missing:
@@ -103,7 +103,7 @@ def passes(works: Iterable[DictionaryWork]) -> list[list[DictionaryWork]]:
 
 def examinations(plan: Plan, works: Iterable[DictionaryWork]) -> list[Work]:
     """List what is to be asked of every trained dictionary: its quality, and the analyses that take a dictionary."""
-    asked = [each for each in plan.config.analyses if of_dictionary(each)]
+    asked = [each for each in plan.analyses if of_dictionary(each)]
     named = {each.technique for each in asked}
     asked = [*(AnalysisSection(technique=name) for name in ALWAYS if name not in named), *asked]
     return [

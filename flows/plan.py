@@ -26,6 +26,7 @@ from flows.behaviours import prompt_sets
 from flows.choices import chosen_steps, site_labels
 from flows.configuration import RunSection
 from flows.datasets import commit_dataset, load_dataset
+from flows.geometry import geometry_analyses
 from flows.recordings import BrainData, commit_recording
 from flows.sections import AnalysisSection
 from mechint_core.errors import ConfigurationError, NotFoundError
@@ -73,6 +74,11 @@ class Plan:
     def steps(self) -> list[int]:
         """The checkpoints' steps, in order."""
         return [each.step for each in self.checkpoints]
+
+    @property
+    def analyses(self) -> list[AnalysisSection]:
+        """What is asked of sites, models and measures, with what describes their geometry."""
+        return [*self.config.analyses, *geometry_analyses(self.config.geometry, self.sites, self.steps)]
 
     @property
     def activation_bytes(self) -> int:
@@ -127,7 +133,7 @@ class Plan:
         """List the techniques' work on one checkpoint whose activations are committed."""
         return [
             work
-            for analysis in self.config.analyses
+            for analysis in self.analyses
             if not (_is_over_training(analysis) or of_dictionary(analysis))
             and checkpoint.step in chosen_steps(analysis.steps, self.steps)
             for work in _checkpoint_work(self, analysis, checkpoint)
@@ -137,19 +143,19 @@ class Plan:
         """List the work that follows each site through training."""
         return [
             work
-            for analysis in self.config.analyses
+            for analysis in self.analyses
             if _is_over_training(analysis) and not _is_of_measures(analysis)
             for work in _sequence_work(self, analysis)
         ]
 
     def over_measures(self) -> list[Work]:
         """List the work on tables of stored numbers; those numbers must be there."""
-        return [_measure_work(self, analysis) for analysis in self.config.analyses if _is_of_measures(analysis)]
+        return [_measure_work(self, analysis) for analysis in self.analyses if _is_of_measures(analysis)]
 
     def outline(self) -> dict[str, int]:
         """Count the calls of each technique, without looking at any activation."""
         counts: dict[str, int] = {}
-        for analysis in self.config.analyses:
+        for analysis in self.analyses:
             if of_dictionary(analysis):
                 continue  # `flows.dictionaries` counts these
             labels = len(site_labels(self.sites, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
@@ -216,12 +222,20 @@ def _field_problems(config: RunSection, fields: Mapping[str, Mapping[str, ArrayR
     for name in config.collect.inputs if config.collect else ():
         if name not in known:
             yield f"collect.inputs: {name!r} is not a field of {config.dataset} ({', '.join(known)})"
+    for place, source in _named_fields(config):
+        dataset, _, name = source.partition(".")
+        if name not in fields[dataset]:
+            yield f"{place}: {name!r} is not a field of {dataset} ({', '.join(fields[dataset])})"
+
+
+def _named_fields(config: RunSection) -> Iterator[tuple[str, str]]:
+    """Yield where a field is named, and which."""
     for index, analysis in enumerate(config.analyses):
         for parameter, source in analysis.fields.items():
-            dataset, _, name = source.partition(".")
-            if name not in fields[dataset]:
-                there = ", ".join(fields[dataset])
-                yield f"analyses.{index}.inputs.{parameter}: {name!r} is not a field of {dataset} ({there})"
+            yield f"analyses.{index}.inputs.{parameter}", source
+    for index, section in enumerate(config.geometry):
+        if section.label:
+            yield f"geometry.{index}.label", section.label
 
 
 def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

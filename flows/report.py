@@ -76,7 +76,7 @@ def stored_results(plan: Plan) -> list[StoredResult]:
         *count_comparisons(plan),
         TRAINING,
         *ALWAYS,
-        *(each.technique for each in plan.config.analyses),
+        *(each.technique for each in plan.analyses),
     )
     order = {name: place for place, name in enumerate(dict.fromkeys(asked))}
     keys = sorted(

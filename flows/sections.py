@@ -17,6 +17,8 @@ from tasks.catalogue import TECHNIQUES
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Steps = list[int | Literal["first", "last"]]
+DESCRIBING = ("persistent_homology",)
+"""The techniques that describe the geometry of one site: at each checkpoint, and then through training."""
 
 
 class Section(BaseModel):
@@ -294,6 +296,31 @@ class BrainSection(Section):
         for start, end in self.windows:
             if not start < end:
                 raise ValueError(f"windows: from must be below to, got {start} to {end}")
+        check_technique_options(self.options)
+        return self
+
+
+class GeometrySection(Section):
+    """The shape of what sites represent: which of the describing techniques to apply, at every site and checkpoint."""
+
+    sites: list[str] = ["*"]
+    """Recorded sites; `*` matches; `site@position` takes one position of a sequence."""
+    label: str = ""
+    """`dataset.field`: a variable that each sample has; the clouds of persistent homology are its values' means."""
+    techniques: Annotated[list[str], Field(min_length=1)] = list(DESCRIBING)
+    """Which of the describing techniques; all of them, if left out."""
+    steps: Steps | None = None
+    """Checkpoints; all, if left out. With several, each site is also followed through training."""
+    options: dict[str, dict[str, Any]] = {}
+    """Technique: its own options."""
+    name: Name | None = None
+    """Tells two descriptions of the same sites apart."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for technique in self.techniques:
+            if technique not in DESCRIBING:
+                raise ValueError(f"{technique!r} describes no geometry{nearest(technique, DESCRIBING)}")
         check_technique_options(self.options)
         return self
 

@@ -217,25 +217,38 @@ def test_folds__are_of_nearly_one_size_and_differ_by_seed():
 
 
 @pytest.mark.calibration
-@pytest.mark.parametrize("resample", ["subjects", "both"])
-def test_model_comparison__p_values_of_equal_models_are_uniform(resample):
+@pytest.mark.parametrize(("resample", "n"), [("subjects", 24), ("both", 60)])
+def test_model_comparison__p_values_of_equal_models_are_uniform(resample, n):
     """500 pairs of models equally near the truth; the KS distance of 500 uniform draws passes 0.087 once in 1000."""
-    rng = generator(9, "equal", resample)
+    p_values = [equal_models(resample, n, seed) for seed in range(500)]
+
+    assert stats.kstest(p_values, "uniform").statistic < 0.087
+
+
+@pytest.mark.calibration
+def test_model_comparison__of_few_conditions_and_subjects_errs_on_the_safe_side():
+    """At 24 conditions, drawn with the subjects, equal models differ at a level of 5 % in at most that many of 300."""
+    p_values = np.array([equal_models("both", 24, seed) for seed in range(300)])
+
+    assert 0 < np.mean(p_values <= 0.05) + np.mean(p_values <= 0.1)
+    assert np.mean(p_values <= 0.05) <= 0.05
+
+
+def equal_models(resample, n, seed):
+    """Return the p-value of the difference of two models that are equally near the truth."""
+    rng = generator(seed, "equal", resample)
+    shared = rng.normal(size=(n, 8))
+    models, data = (
+        np.array([pdist(shared + rng.normal(size=shared.shape), "sqeuclidean") for _ in range(k)]) for k in (2, 12)
+    )
+    if resample == "subjects":  # these conditions only: each subject prefers one of them, by chance
+        models = models / models.std(axis=1, keepdims=True)
+        share = rng.random((12, 1))
+        data = data + 5 * data.std() * (share * models[0] + (1 - share) * models[1])
     config = ModelComparisonConfig(
         families=(), cross_validate="subjects", resample=resample, n_bootstrap=300, n_permutations=0
     )
-    found = []
-    for _ in range(500):
-        shared = rng.normal(size=(24, 8))
-        models, data = (
-            np.array([pdist(shared + rng.normal(size=shared.shape), "sqeuclidean") for _ in range(k)]) for k in (2, 12)
-        )
-        if resample == "subjects":  # these conditions only: subjects prefer either model by a coin
-            data = data + 5 * models[rng.integers(0, 2, size=12)]
-            models = np.stack([models[0] / models[0].std(), models[1] / models[1].std()])
-        found.append(model_comparison(models, data, config=config).difference_p_value[0, 1])
-
-    assert stats.kstest(found, "uniform").statistic < 0.087
+    return model_comparison(models, data, config=config).difference_p_value[0, 1]
 
 
 # Bad input

@@ -1,0 +1,90 @@
+"""The shape of every site at every checkpoint: asked for in a section, or by the command alone; reported, run again."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import mechint
+from flows.configuration import load_configuration
+from flows.describe_geometry import describe_geometry
+from flows.plan import make_plan
+from mechint_core.errors import ConfigurationError
+from mechint_core.store import ActivationStore, ResultKey
+from tasks.settings import settings
+from tests.flows.tiny import STEPS, write_run
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "home")
+
+FEW = {"persistent_homology": {"n_surrogates": 19, "n_resamples": 3}}
+
+
+def stored(technique: str, name: str, step: int | None):
+    key = ResultKey(run="tiny", technique=technique, name=name, step=step)
+    return ActivationStore(settings().store_location).result(key)
+
+
+# Known answer
+def test_describe_geometry__describes_every_site_and_checkpoint_and_nothing_else(tmp_path: Path):
+    section = {"label": "probe.label", "techniques": ["persistent_homology"], "options": FEW}
+
+    found = describe_geometry(write_run(tmp_path, geometry=[section]))
+
+    keys = list(ActivationStore(settings().store_location).results(run="tiny"))
+    described = {(key.technique, key.name, key.step) for key in keys}
+    assert {("persistent_homology", site, step) for site in ("act", "out") for step in STEPS} <= described
+    assert "cka" not in {key.technique for key in keys}
+    last = stored("persistent_homology", "act", STEPS[-1])
+    assert last.flags["n_points"] == 8
+    assert found.readings["persistent_homology", "act"] == last.reading
+    assert "persistent" in found.report.read_text()
+
+
+# Law
+def test_describe_geometry__a_second_run_computes_nothing(tmp_path: Path):
+    section = {"techniques": ["persistent_homology"], "options": FEW, "sites": ["out"], "steps": ["last"]}
+    path = write_run(tmp_path, geometry=[section])
+    describe_geometry(path)
+    made = stored("persistent_homology", "out", STEPS[-1]).provenance["made_at"]
+
+    describe_geometry(path)
+
+    assert stored("persistent_homology", "out", STEPS[-1]).provenance["made_at"] == made
+
+
+def test_plan__geometry_is_part_of_a_run(tmp_path: Path):
+    path = write_run(tmp_path, analyses=[], geometry=[{"techniques": ["persistent_homology"]}])
+
+    outline = make_plan(load_configuration(path), settings().store_location).outline()
+    dry = CliRunner().invoke(mechint, ["run", str(path), "--dry-run"])
+
+    assert outline["persistent_homology"] == 2 * len(STEPS)
+    assert "persistent_homology" in dry.output
+
+
+# Bad input
+@pytest.mark.parametrize(
+    ("section", "match"),
+    [
+        ({"techniques": ["persistent_homolgy"]}, "describes no geometry; did you mean 'persistent_homology'"),
+        ({"label": "elsewhere.label"}, "geometry.0.label: 'elsewhere.label' must be `dataset.field`"),
+        ({"options": {"persistent_homology": {"max_dimensions": 2}}}, "has no option 'max_dimensions'"),
+    ],
+)
+def test_configuration__refuses_a_geometry_that_makes_no_sense(tmp_path: Path, section, match):
+    with pytest.raises(ConfigurationError, match=match):
+        load_configuration(write_run(tmp_path, geometry=[section]))
+
+
+def test_plan__says_which_fields_there_are(tmp_path: Path):
+    path = write_run(tmp_path, geometry=[{"label": "probe.colour"}])
+
+    with pytest.raises(ConfigurationError, match=r"geometry.0.label: 'colour' is not a field of probe \(x, label\)"):
+        make_plan(load_configuration(path), settings().store_location)
+
+
+def test_describe_geometry__needs_something_recorded(tmp_path: Path):
+    circuit = {"name": "c", "clean": "probe.x", "corruption": {}, "target": "probe.label"}
+
+    with pytest.raises(ConfigurationError, match="must record sites under `collect`"):
+        describe_geometry(write_run(tmp_path, analyses=[], collect=None, circuits=[circuit]))
