@@ -239,9 +239,9 @@ def model_comparison(
     -----
     Every subject counts the same, and every fold of conditions. In draws, copies of a condition or subject stay in the
     fold of the original. The variance is for these folds: other seeds give other scores. Ceilings leave out one subject
-    at a time, whatever the folds; those of ranks are of mean ranks, not ranked again. With conditions and subjects drawn
-    together, p-values of differences are those of chance at 60 conditions; at 24 they err on the safe side (0.02 for a
-    level of 0.05).
+    at a time, whatever the folds; those of ranks are of mean ranks, not ranked again. Where conditions and subjects are
+    both drawn, p-values of differences are uniform at 60 conditions; at 24 they err on the safe side (0.02 for a level
+    of 0.05).
 
     References
     ----------
