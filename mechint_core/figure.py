@@ -78,6 +78,16 @@ class Scatter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The rows of a (n, 3 or more) field as points in space, seen from two sides, coloured by the field `colour`."""
+
+    points: str
+    title: str
+    colour: str = ""
+    colour_label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
     """How the values of a field are distributed."""
 
@@ -124,7 +134,7 @@ class Graph:
     value_label: str = ""
 
 
-Figure = Curve | Matrix | Bars | Scatter | Histogram | Barcode | Graph
+Figure = Curve | Matrix | Bars | Scatter | Space | Histogram | Barcode | Graph
 
 
 def declare(figure: Figure) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mechint_core.report.fields import Fields
 from mechint_core.report.graphs import bars, curve, histogram
 from mechint_core.report.node_links import graph
 from mechint_core.report.planes import barcode, matrix, scatter
+from mechint_core.report.spaces import space
 from mechint_core.store.record import StoredResult
 
 Declaration = Mapping[str, Any] | Figure
@@ -104,6 +105,7 @@ _PAINTERS: Mapping[str, Callable[[Sheet, Fields], None]] = {
     "Matrix": matrix,
     "Bars": bars,
     "Scatter": scatter,
+    "Space": space,
     "Histogram": histogram,
     "Barcode": barcode,
     "Graph": graph,

@@ -112,13 +112,13 @@ def scatter(sheet: Sheet, fields: Fields) -> None:
     x, y = finite(points[keep, :2]).T
     if fields.on("closed"):
         sheet.axes.plot([*x, *x[:1]], [*y, *y[:1]], color=QUIET, linewidth=0.8, alpha=0.6, zorder=1)
-    colours, names = _colouring(fields, len(points))
+    colours, names = colouring(fields, len(points))
     marks = sheet.axes.scatter(
         x,
         y,
         s=26 if len(keep) < 80 else 13 if len(keep) < 400 else 7,
         c=PALETTE[0] if colours is None else colours[keep],
-        cmap=_point_colours() if colours is not None and not names else None,
+        cmap=point_colours() if colours is not None and not names else None,
         linewidths=0,
         alpha=0.85,
         rasterized=len(keep) > MAX_VECTOR_POINTS,
@@ -141,12 +141,12 @@ def scatter(sheet: Sheet, fields: Fields) -> None:
         colour_scale(sheet, marks, name, text_width(fields.text("y_label")))
 
 
-def _point_colours() -> ListedColormap:
+def point_colours() -> ListedColormap:
     """Return the middle of the sequential scale: its ends vanish as points on black and on white."""
     return ListedColormap(colormaps[SEQUENTIAL](np.linspace(0.22, 0.92, 128)))
 
 
-def _colouring(fields: Fields, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def colouring(fields: Fields, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Return a colour or number per point, and the names of the colours where they stand for categories."""
     name = fields.text("colour")
     if not name:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from mechint_core.figure import Barcode, Bars, Curve, Graph, Histogram, Matrix, Scatter, declare
+from mechint_core.figure import Barcode, Bars, Curve, Graph, Histogram, Matrix, Scatter, Space, declare
 from mechint_core.result import Estimate
 from mechint_core.store.record import About, ResultKey, StoredResult
 
@@ -23,6 +23,7 @@ FIGURES: Final = (
     Bars(values="recovery", labels="site", low="less", high="more", null="nothing", title="Recovery"),
     Scatter(points="points", colour="angle", closed=True, title="Cloud"),
     Scatter(points="points", colour="phase", title="Path"),
+    Space(points="coil", colour="angle", title="Coil"),
     Histogram(values="dimension", title="Dimension", log_x=True),
     Barcode(bars="bars", dimension="homology", band="band", title="Barcode"),
     Graph(sender="sender", receiver="receiver", score="score", kept="kept", title="Circuit"),
@@ -46,6 +47,7 @@ def example_arrays() -> dict[str, np.ndarray]:
         "more": np.array([0.2, 1.0, 1.1]),
         "nothing": np.zeros(3),
         "points": np.c_[np.cos(turn), np.sin(turn)],
+        "coil": np.c_[np.cos(turn), np.sin(turn), turn / 2],
         "angle": turn,
         "dimension": np.r_[np.linspace(1, 2, 60), np.nan, -1.0],
         "bars": np.array([[0, 0.2], [0, np.inf], [0.3, 1.9], [0.4, 0.5]]),

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from mechint_core.errors import NotFoundError, ShapeError
-from mechint_core.figure import Barcode, Bars, Curve, Figure, Histogram, Matrix, Scatter, declare
+from mechint_core.figure import Barcode, Bars, Curve, Figure, Histogram, Matrix, Scatter, Space, declare
 from mechint_core.report.figures import draw, render_row, render_svg
 from mechint_core.report.thinning import MAX_LINE_POINTS, pooled, thinned
 from mechint_core.store.record import About, ResultKey, StoredResult
@@ -38,7 +38,7 @@ def texts(svg: str) -> list[str]:
 # Known answer
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(10))
 def test_draw__every_declared_kind_becomes_a_png_and_well_formed_svg(
     stored: Stored, every_figure: tuple[dict[str, Any], ...], index: int
 ):
@@ -186,6 +186,24 @@ def test_render_svg__draws_any_matrix_and_any_cloud(values: np.ndarray):
         assert ElementTree.fromstring(render_svg(figure, of_arrays(v=values))) is not None
 
 
+@settings(max_examples=6)
+@given(arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(3, 4))))
+def test_render_svg__draws_any_cloud_in_space(values: np.ndarray):
+    assert ElementTree.fromstring(render_svg(Space(points="v", title=""), of_arrays(v=values))) is not None
+
+
+def test_render_svg__looks_at_space_from_where_it_says():
+    """From azimuth 35 and elevation 25 degrees, an axis at angle t to the line of sight is drawn sin t long."""
+    svg = render_svg(Space(points="v", title=""), of_arrays(v=np.eye(3)))
+    lines = re.findall(r'd="M ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+) "[^>]*--rule', svg)[:3]
+    x0, y0, x1, y1 = np.array(lines, dtype=float).T
+    length, (a, e) = np.hypot(x1 - x0, y1 - y0), np.radians([35, 25])
+
+    sight = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
+
+    np.testing.assert_allclose(length / np.sqrt((length**2).sum() / 2), np.sqrt(1 - sight**2), atol=1e-3)
+
+
 def test_render_svg__same_result_gives_the_same_bytes(stored: Stored):
     assert render_svg(stored().figures[0], stored()) == render_svg(stored().figures[0], stored())
 
@@ -237,6 +255,7 @@ def test_render_svg__keeps_numbers_inside_labels_as_they_are():
         (Matrix(values="drift", title=""), ShapeError, "along 2 axes"),
         (Scatter(points="points", colour="recovery", title=""), ShapeError, "one number per point"),
         (Scatter(points="points", colour="site", title=""), ShapeError, "one label per point"),
+        (Space(points="points", title=""), ShapeError, "three coordinates or more"),
         (Barcode(bars="points", dimension="homology", title=""), ShapeError, "birth, death"),
         (Curve(y=("drift",), null="nothing_here", title=""), NotFoundError, "neither an array nor a number"),
         (Curve(y=("drift",), null="recovery", title=""), ShapeError, "must have length 30"),
