@@ -7,7 +7,8 @@ PYTEST := $(BIN)/python -m pytest
 # A file's tests stay in one process; one thread each, so that processes do not wait for each other's cores.
 SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-UNCHECKED := -o addopts="--import-mode=importlib"  # shapes are not checked: they take most of a short call
+# What runs long calls the same functions thousands of times; their shapes are checked by `make test`.
+UNCHECKED := -o addopts="--import-mode=importlib -ra"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow demonstration calibrate bench check lint types layers format ui clean
@@ -23,12 +24,12 @@ test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
 
 test-slow: $(VENV)/.oracle  ## the slow tests, calibrations, and comparisons with other implementations
 	$(MAKE) --jobs=2 --output-sync=target demonstration calibrate
-	$(SPREAD) -m "(slow or oracle) and not benchmark and not calibration" --ignore=tests/flows
+	$(SPREAD) $(UNCHECKED) -m "(slow or oracle) and not benchmark and not calibration" --ignore=tests/flows
 
 demonstration: $(VENV)/.oracle  ## the slow tests of the flows, one after the other: some of them time what they run
-	$(PYTEST) -m "(slow or oracle) and not benchmark" tests/flows
+	$(PYTEST) $(UNCHECKED) -m "(slow or oracle) and not benchmark" tests/flows
 
-# Hundreds of simulated experiments for each claim, with what cores the demonstration leaves, and without shape checks.
+# Hundreds of simulated experiments for each claim, with what cores the demonstration leaves.
 calibrate: $(VENV)/.oracle  ## are p-values uniform where nothing is there, do intervals cover? (20 minutes)
 	OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) $(UNCHECKED) -n 2 --timeout=3600 -m calibration
 

@@ -10,12 +10,13 @@ Where only one checkpoint is looked at, nothing is followed.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.choices import chosen_steps
+from flows.choices import chosen_steps, site_labels
 from flows.sections import AnalysisSection, GeometrySection
 from tasks.catalogue import TECHNIQUES
 
-FOLLOWING: Mapping[str, str] = {}
-"""What follows a description through training -> the technique that must be asked for."""
+FOLLOWING: Mapping[str, str] = {"persistent_homology": "persistence_vineyard"}
+"""What describes a site -> what follows that through training."""
+DIMENSION = "intrinsic_dimension"
 
 
 def geometry_analyses(
@@ -26,8 +27,9 @@ def geometry_analyses(
     for section in sections:
         found += [_analysis(section, technique) for technique in section.techniques]
         if len(chosen_steps(section.steps, steps)) > 1:
-            asked = [follows for follows, of in FOLLOWING.items() if of in section.techniques]
-            found += [_analysis(section, technique) for technique in asked]
+            found += [_analysis(section, FOLLOWING[each]) for each in section.techniques if each in FOLLOWING]
+            if DIMENSION in section.techniques:
+                found.append(_profile(section, site_labels(sites, section.sites, "geometry")))
     return found
 
 
@@ -39,6 +41,19 @@ def _analysis(section: GeometrySection, technique: str) -> AnalysisSection:
         sites=section.sites,
         inputs=inputs,
         config=section.options.get(technique, {}),
+        steps=section.steps,
+        name=section.name,
+    )
+
+
+def _profile(section: GeometrySection, labels: Sequence[str]) -> AnalysisSection:
+    """Return the analysis of the stored dimensions of all sites together."""
+    stored = [f"{DIMENSION}/{section.name}.{each}" if section.name else f"{DIMENSION}/{each}" for each in labels]
+    parts = {"dimension": "two_nn", "low": "two_nn.low", "high": "two_nn.high"}
+    return AnalysisSection(
+        technique="dimension_profile",
+        inputs={parameter: [f"{each}:{part}" for each in stored] for parameter, part in parts.items()},
+        config={"names": list(labels)},
         steps=section.steps,
         name=section.name,
     )

@@ -379,7 +379,11 @@ def _stored_number(store: ActivationStore, run: str, step: int, name: str) -> fl
     place, _, scalar = name.partition(":")
     technique, _, label = place.partition("/")
     result = store.result(ResultKey(run=run, technique=technique, name=label, step=step))
-    numbers = {key: each.value for key, each in result.estimates.items()} | dict(result.flags)
+    numbers = {
+        f"{key}.{part}" if part else key: number
+        for key, each in result.estimates.items()
+        for part, number in each.parts().items()
+    } | dict(result.flags)
     if scalar not in numbers:
         raise NotFoundError(f"{place} at step {step} has no number {scalar!r}. It has: {', '.join(numbers)}.")
     return numbers[scalar]

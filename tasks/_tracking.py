@@ -4,7 +4,8 @@ One parent run per (training run x store), found by its tag and resumed, never d
 external LoggedModel with its metrics, so that `search_logged_models` ranks checkpoints; results over several
 checkpoints are metrics of the run itself. What is already there, by the digest of the results, is not logged twice.
 
-Training dictionaries has a parent run of its own, with a child per dictionary that sees it learn.
+Training dictionaries has a parent run of its own, with a child per dictionary that sees it learn; a network whose
+fractals are tracked has one run.
 """
 
 import json
@@ -185,6 +186,47 @@ def _child(client: MlflowClient, experiment: str, parent: Run, label: str, tag: 
     return child
 
 
+class TrainingRun:
+    """The MLflow run of a network in training. One that is resumed is continued, and no metric has a step twice."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._client, self._run_id = client, run.info.run_id
+        self._last = {
+            name: max(each.step for each in client.get_metric_history(self._run_id, name)) for name in run.data.metrics
+        }
+
+    def __enter__(self) -> "TrainingRun":
+        self._client.update_run(self._run_id, status="RUNNING")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failed = "FAILED" if kind is not None and issubclass(kind, Exception) else "KILLED"
+        self._client.set_terminated(self._run_id, "FINISHED" if kind is None else failed)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log what has no value at this step or a later one, in as few calls as MLflow allows."""
+        now = int(time.time() * 1000)
+        new = {name: value for name, value in metrics.items() if value == value and step > self._last.get(name, -1)}
+        rows = [Metric(name, value, now, step) for name, value in new.items()]
+        for start in range(0, len(rows), _BATCH):
+            self._client.log_batch(self._run_id, metrics=rows[start : start + _BATCH])
+        self._last |= dict.fromkeys(new, step)
+
+
+def training_run(uri: str, run: str, analysis: str, params: Mapping[str, str]) -> TrainingRun:
+    """Find or make the MLflow run of training `run` with these parameters, for the store of this analysis."""
+    client = _client(uri)
+    experiment = _experiment(client, uri)
+    tag = digest_of([run, analysis, dict(params)])[:24]
+    found = client.search_runs([experiment], f"tags.`mechint.training` = '{tag}'", max_results=1)
+    if found:
+        return TrainingRun(client, found[0])
+    tags = {"mechint.training": tag, "mechint.run": run}
+    made = client.create_run(experiment, run_name=f"{run} training", tags=tags)
+    client.log_batch(made.info.run_id, params=[Param(name, value[:500]) for name, value in params.items()])
+    return TrainingRun(client, made)
+
+
 def log_study(uri: str, run: str, analysis: str, results: Sequence[StoredResult]) -> None:
     """Log what compares the dictionaries of `run` to their parent run, and end it."""
     client = _client(uri)
@@ -337,7 +379,11 @@ def scalars(result: StoredResult) -> dict[str, float]:
 
 def metric_name(result: StoredResult, scalar: str) -> str:
     """Return `technique/name/scalar` in the characters that MLflow allows."""
-    words = f"{result.key.technique}/{result.key.name}/{scalar}"
+    return allowed(f"{result.key.technique}/{result.key.name}/{scalar}")
+
+
+def allowed(words: str) -> str:
+    """Return `words` in the characters that MLflow allows in a name."""
     return "".join(c if c.isalnum() or c in "_-./ " else "-" for c in words)
 
 

@@ -22,6 +22,7 @@ for _name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MECHINT_STORE"):
     os.environ.pop(_name, None)
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -37,6 +38,14 @@ def _weights_that_do_not_depend_on_the_order_of_tests() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Call as users do: the tests' own shape checks would refuse these inputs first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

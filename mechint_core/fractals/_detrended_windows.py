@@ -76,13 +76,13 @@ def _residual_energies(
     energies = np.zeros((n_pieces + 1, len(scale), stop - first))
     width = max(1, min(UNITS, WALK_VALUES // n_steps))
     for left in range(first, stop, width):
-        walk = _walk(series, left, min(left + width, stop))
+        walk = walk_of(series, left, min(left + width, stop))
         tile = slice(left - first, left - first + walk.shape[1])
         energy, score = np.empty(walk.shape[1]), np.empty((polynomials.shape[1], walk.shape[1]))
         for i in range(len(scale)):
             n = scale[i]
             for start in range(0, n_steps - n + 1, n):
-                _project(walk, start, n, polynomials[i], energy, score)
+                project(walk, start, n, polynomials[i], energy, score)
                 piece = (start + n // 2) * n_pieces // n_steps
                 flat, total = energies[n_pieces, 0, tile], energies[piece, i, tile]
                 for u in range(len(energy)):
@@ -98,7 +98,7 @@ def _residual_energies(
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _walk(series: np.ndarray, first: int, stop: int) -> np.ndarray:
+def walk_of(series: np.ndarray, first: int, stop: int) -> np.ndarray:
     """Return the running sum of units first ... stop - 1 about their mean: exactly 0 for a constant unit."""
     origin = series[0, first:stop].astype(np.float64)
     mean = np.zeros(stop - first)
@@ -116,7 +116,7 @@ def _walk(series: np.ndarray, first: int, stop: int) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _project(
+def project(
     walk: np.ndarray, start: int, n: int, polynomials: np.ndarray, energy: np.ndarray, score: np.ndarray
 ) -> None:
     """Write |y|^2 and q_j . y of one window, with y counted from the window's first step."""

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
 from mechint_core.errors import DegenerateInputError, DtypeError, ShapeError
@@ -122,13 +122,7 @@ class Scaling:
         DegenerateInputError
             If there are any and the policy is to raise.
         """
-        n_nan = int(np.sum(~np.isfinite(self.pieces).all(axis=(0, 1))))
-        if n_nan and policy == "raise":
-            raise DegenerateInputError(
-                f"series must be finite. Got NaN or infinity in {n_nan} of {self.pieces.shape[2]} units. "
-                "Pass nan_policy='omit' to leave those units out."
-            )
-        return n_nan
+        return refused_units(np.asarray(np.isfinite(self.pieces).all(axis=(0, 1))), policy)
 
     def resample(
         self, usable: np.ndarray, *, run: int, n_draws: int, rng: np.random.Generator
@@ -147,9 +141,33 @@ class Scaling:
             with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold no window of the largest scale
                 measure = np.tensordot(times, self.pieces[:, :, units], (1, 0)) / counts[:, :, None]
             exponent = _slopes(self.abscissa, _log(measure).swapaxes(0, 1))
-            error[units] = _spread(exponent)
+            error[units] = spread(exponent)
             total += exponent.sum(axis=1)
         return total / which.size, error
+
+
+def refused_units(finite: Bool[np.ndarray, "unit"], policy: NanPolicy) -> int:
+    """Return how many units are not finite.
+
+    Raises
+    ------
+    DegenerateInputError
+        If there are any and the policy is to raise.
+    """
+    n_nan = int(np.sum(~finite))
+    if n_nan and policy == "raise":
+        raise DegenerateInputError(
+            f"series must be finite. Got NaN or infinity in {n_nan} of {finite.size} units. "
+            "Pass nan_policy='omit' to leave those units out."
+        )
+    return n_nan
+
+
+def finite_units(series: Float[np.ndarray, "time unit"], policy: NanPolicy) -> tuple[np.ndarray, int]:
+    """Return `series` with units that are not finite set to 0, and how many those are."""
+    finite = np.asarray(np.isfinite(series).all(axis=0))
+    n_nan = refused_units(finite, policy)
+    return (np.where(finite, series, 0) if n_nan else series), n_nan
 
 
 def mean_exponent(
@@ -163,7 +181,7 @@ def mean_exponent(
     """Bind the mean exponent over the usable units to its interval and its two-sided p-value."""
     usable = exponent[np.isfinite(exponent)]
     value = float(usable.mean()) if usable.size else NAN
-    half = float(stdtrit(degrees_of_freedom, (1 + level) / 2) * _spread(draws[:, None])[0])
+    half = float(stdtrit(degrees_of_freedom, (1 + level) / 2) * spread(draws[:, None])[0])
     finite = null[np.isfinite(null)]
     typical = float(finite.mean()) if finite.size else NAN
     return Estimate(value, value - half, value + half, typical, p_value(value, null, "two-sided"), level)
@@ -224,7 +242,7 @@ def _log(measure: np.ndarray) -> np.ndarray:
     return np.log(measure, out=np.full_like(measure, NAN), where=(measure > 0) & np.isfinite(measure))
 
 
-def _spread(draws: np.ndarray) -> np.ndarray:
+def spread(draws: np.ndarray) -> np.ndarray:
     """Return the standard deviation over draws (the first axis), leaving out draws that could not be fitted."""
     finite = np.isfinite(draws)
     n = finite.sum(axis=0)

@@ -38,6 +38,15 @@ def roundest_plane(
     return whitening[:, None] * planes[fourth_moment.argmin()]
 
 
+def plane_of(
+    scores: Float[np.ndarray, "sample component"], rng: np.random.Generator, *, roundest: bool
+) -> Float[np.ndarray, "component coordinate"]:
+    """Return the map from principal components to the roundest plane, or to themselves."""
+    if not roundest or scores.shape[1] <= 2:
+        return np.eye(scores.shape[1])
+    return roundest_plane(scores, rng)
+
+
 def _cubed(y: Float[np.ndarray, "start sample 2"]) -> Float[np.ndarray, "start sample 2"]:
     """Return |y|^2 y."""
     return y * (y[..., :1] ** 2 + y[..., 1:] ** 2)

@@ -10,15 +10,18 @@ Cost: sorting n^2/2 distances, then ripser; the time of ripser grows like n^2.5 
 """
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final, cast
 
 import numpy as np
 from jaxtyping import Float, Int
 from ripser import ripser
 from scipy.spatial.distance import pdist, squareform
 
-from mechint_core.geometry._point_cloud import Landmarks, maxmin_landmarks
+from mechint_core.errors import MemoryBudgetError
+from mechint_core.geometry._point_cloud import FEWEST_POINTS, Landmarks, maxmin_landmarks
 from mechint_core.result import NAN
 
 TIE: Final = 1e-12
@@ -29,6 +32,10 @@ BYTES_PER_COLUMN: Final = 0.4
 """Peak memory of the reduced columns, per n^3; a clean circle needs most, a Gaussian cloud almost none."""
 BYTES_PER_SIMPLEX: Final = 100
 """Peak memory per simplex of the highest homology dimension."""
+MOST_RANKS: Final = 2**24
+"""Integers below this are exact in the engine's float32."""
+PRIMES: Final = tuple(p for p in range(2, 128) if all(p % divisor for divisor in range(2, p)))
+"""The engine keeps coefficients in 8 signed bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +83,22 @@ def barcode(
     `distances` are condensed, as scipy's pdist returns them. Bars come by dimension, then longest first; the
     component that never dies ends at infinity. Homology has coefficients in the field of `coefficient` elements.
     """
-    values, rank = _ranks(distances)
+    values, rank = tied_ranks(distances)
     ranks = squareform(rank.astype(np.float64))
     cut = ranks.max(axis=1).min()
-    found = ripser(ranks, maxdim=max_dimension, thresh=cut, coeff=coefficient, distance_matrix=True)
-    bars = [_longest_first(_read_back(diagram, values)) for diagram in cast("list[np.ndarray]", found["dgms"])]
-    dimension = np.repeat(np.arange(len(bars)), [len(each) for each in bars])
-    return np.concatenate(bars), dimension, float(values[int(cut)])
+    found = engine(ranks, max_dimension=max_dimension, coefficient=coefficient, cut=cut)
+    bars, dimension = read_back(found["dgms"], values)
+    return bars, dimension, float(values[int(cut)])
+
+
+def engine(
+    ranks: Any, *, max_dimension: int, coefficient: int, cut: float, do_cocycles: bool = False
+) -> dict[str, list[Any]]:
+    """Call ripser on a matrix of ranks, square or sparse, up to the rank `cut`."""
+    found = ripser(
+        ranks, maxdim=max_dimension, thresh=cut, coeff=coefficient, do_cocycles=do_cocycles, distance_matrix=True
+    )
+    return cast("dict[str, list[Any]]", found)
 
 
 def rips_memory(n_points: int, max_dimension: int) -> int:
@@ -91,7 +107,18 @@ def rips_memory(n_points: int, max_dimension: int) -> int:
     return int(BYTES_PER_PAIR * n_points**2 + BYTES_PER_COLUMN * n_points**3 + BYTES_PER_SIMPLEX * simplices)
 
 
-def _ranks(
+def points_within(budget: int, n_points: int, max_dimension: int) -> int:
+    """Return the most of `n_points` points whose barcode stays within `budget` bytes; raise if that is no loop."""
+    most = bisect_right(range(n_points + 1), budget, key=partial(rips_memory, max_dimension=max_dimension)) - 1
+    if most < FEWEST_POINTS:
+        least = rips_memory(FEWEST_POINTS, max_dimension)
+        raise MemoryBudgetError(
+            f"memory_budget must be at least {least} bytes, for {FEWEST_POINTS} points. Got {budget}."
+        )
+    return most
+
+
+def tied_ranks(
     distances: Float[np.ndarray, "pair"],
 ) -> tuple[Float[np.ndarray, "value"], Int[np.ndarray, "pair"]]:
     """Return the distinct distances, 0 first, and for every distance which of them it is."""
@@ -100,13 +127,25 @@ def _ranks(
     opens = np.diff(ascending, prepend=0.0) > TIE * ascending[-1]
     rank = np.empty(len(distances), dtype=np.int64)
     rank[order] = np.cumsum(opens)
+    if rank.max(initial=0) >= MOST_RANKS:
+        raise MemoryBudgetError(
+            f"distances must take fewer than {MOST_RANKS} values. Got {rank.max() + 1}. Lower max_points."
+        )
     return np.concatenate([[0.0], ascending[opens]]), rank
 
 
-def _read_back(
+def read_back(
+    diagrams: list[Any], values: Float[np.ndarray, "value"]
+) -> tuple[Float[np.ndarray, "bar endpoint"], Int[np.ndarray, "bar"]]:
+    """Turn births and deaths in ranks into distances, longest first, and name the dimension of each bar."""
+    bars = [_longest_first(_distances_of(diagram, values)) for diagram in diagrams]
+    return np.concatenate(bars), np.repeat(np.arange(len(bars)), [len(each) for each in bars])
+
+
+def _distances_of(
     diagram: Float[np.ndarray, "bar endpoint"], values: Float[np.ndarray, "value"]
 ) -> Float[np.ndarray, "bar endpoint"]:
-    """Turn births and deaths in ranks into distances; what never dies stays infinite."""
+    """Return births and deaths as distances; what never dies stays infinite."""
     alive = np.isinf(diagram)
     lengths = values[np.where(alive, 0, diagram).astype(np.int64)]
     return np.where(alive, np.inf, lengths)

@@ -18,7 +18,7 @@ Chunked over: clouds, by `persistent_homology_many`.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,8 +32,8 @@ from mechint_core.geometry._point_cloud import (
     random_copy,
     subsample_displacement,
 )
-from mechint_core.geometry._roundest_plane import roundest_plane
-from mechint_core.geometry._vietoris_rips import RipsBarcode, rips_memory
+from mechint_core.geometry._roundest_plane import plane_of
+from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, points_within, rips_memory
 from mechint_core.kernels.resampling import estimate
 from mechint_core.parallel import map_parallel
 from mechint_core.random import generator
@@ -43,8 +43,7 @@ LEVEL: Final = 0.95
 """Confidence of the interval, and of the band that a bar must leave to count."""
 FEWEST_SURROGATES: Final = 19
 """Fewer cannot reach p = 0.05."""
-PRIMES: Final = tuple(p for p in range(2, 128) if all(p % divisor for divisor in range(2, p)))
-"""The engine keeps coefficients in 8 signed bits."""
+BEYOND: Final = ("refuse", "subsample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class PersistentHomologyConfig:
     """Which complex to build of the points, and what to compare it with."""
 
     max_dimension: int = 1
-    """Highest homology dimension: 1 for loops, 2 for voids too (much dearer)."""
+    """Highest homology dimension: 0 for components only, 1 for loops, 2 for voids too (much dearer), at most 3."""
     coefficient: int = 2
     """Prime p < 128 of the coefficient field Z/p. A class seen for one prime only is torsion."""
     n_components: int = 0
@@ -63,7 +62,9 @@ class PersistentHomologyConfig:
     max_points: int = 200
     """Replace a larger cloud by so many maxmin landmarks; bars then move by 2 `cover_radius` at most."""
     memory_budget: int = 2**30
-    """Refuse a run whose `memory_estimate` exceeds so many bytes."""
+    """Bytes that `memory_estimate` may not exceed."""
+    beyond_budget: Literal["refuse", "subsample"] = "refuse"
+    """What to do with a cloud beyond the budget: refuse it, or take as many landmarks as the budget holds."""
     n_surrogates: int | None = None
     """Gaussian clouds of the null, 0 for none. By default 99 for up to 100 points, fewer for more, never below 19."""
     n_resamples: int = 19
@@ -72,8 +73,10 @@ class PersistentHomologyConfig:
     """Draws surrogates and resamples."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_dimension <= 3:
-            raise ConfigurationError(f"max_dimension must be 1, 2 or 3. Got {self.max_dimension}.")
+        if not 0 <= self.max_dimension <= 3:
+            raise ConfigurationError(f"max_dimension must be 0, 1, 2 or 3. Got {self.max_dimension}.")
+        if self.beyond_budget not in BEYOND:
+            raise ConfigurationError(f"beyond_budget must be one of {BEYOND}. Got {self.beyond_budget!r}.")
         if self.coefficient not in PRIMES:
             raise ConfigurationError(f"coefficient must be a prime below 128. Got {self.coefficient}.")
         if self.max_points < FEWEST_POINTS:
@@ -89,7 +92,14 @@ class PersistentHomologyConfig:
 
     def memory_estimate(self, n_points: int) -> int:
         """Return the bytes that the barcode of `n_points` points, or of their landmarks, may take at its peak."""
-        return rips_memory(min(n_points, self.max_points), self.max_dimension)
+        return rips_memory(self.points_for(n_points), self.max_dimension)
+
+    def points_for(self, n_points: int) -> int:
+        """Return of how many of `n_points` points, or landmarks, the barcode is made."""
+        most = min(n_points, self.max_points)
+        if self.beyond_budget == "refuse":
+            return most
+        return points_within(self.memory_budget, most, self.max_dimension)
 
     def surrogates_for(self, n_points: int) -> int:
         """Return how many surrogates are drawn for a barcode of `n_points` points."""
@@ -119,8 +129,8 @@ class PersistentHomology(Result):
     """Persistence entropy of the loops in nats: 0 for one loop, ln(n) for n equal ones, NaN for none."""
     betti_0: int
     """Components beyond the band."""
-    betti_1: int
-    """Loops beyond the band."""
+    betti_1: int | float
+    """Loops beyond the band; NaN, like all that is said of loops, if `max_dimension` is 0."""
     band: float
     """Loops no longer than this are within what 95 % of the null clouds show. Without surrogates: `sampling_band`."""
     sampling_band: float
@@ -150,9 +160,11 @@ class PersistentHomology(Result):
     def reading(self) -> str:
         """Say whether a loop stands out, against what, and how long it is."""
         longest = self.longest_h1
+        if len(self.bands) == 1:
+            return f"{_count(self.betti_0, 'component')} beyond the band; loops were not looked for (max_dimension 0)."
         length = f"the longest spans {longest.value:.2f} of the cloud's radius"
         if self.n_surrogates == 0:
-            return f"{_count(self.betti_1, 'loop')} longer than sampling error; {length}. No null was drawn."
+            return f"{_count(int(self.betti_1), 'loop')} longer than sampling error; {length}. No null was drawn."
         against = f"a Gaussian cloud of the same covariance {longest.null:.2f}, p = {longest.p_value:.2g}"
         if self.betti_1 == 0:
             return f"No loop beyond what a Gaussian cloud of the same covariance shows: {length} ({against})."
@@ -229,6 +241,7 @@ def persistent_homology(
     """
     cloud = Cloud.of(points, label)
     n_bytes = _refuse_beyond_budget(len(cloud.points), config)
+    config = replace(config, max_points=config.points_for(len(cloud.points)))
     centre, axes = principal_axes(cloud.points, config.n_components)
     scores = (cloud.points - centre) @ axes
     plane = _plane(scores, config)
@@ -237,13 +250,16 @@ def persistent_homology(
     lengths, displacement = _resampled(cloud.seen_along(centre, axes @ plane), observed, config)
     bands = _bands(observed, null, 4 * displacement, config)
     counts = [int(np.sum(observed.lengths(k) > bands[k])) for k in range(config.max_dimension + 1)]
+    loops = config.max_dimension > 0
     used = observed.landmarks.index
     return PersistentHomology(
-        longest_h1=_longest_h1(observed.longest(1), lengths, np.array([each.longest(1) for each in null])),
+        longest_h1=_longest_h1(observed.longest(1), lengths, np.array([each.longest(1) for each in null]))
+        if loops
+        else Estimate(NAN),
         entropy=estimate(observed.entropy(), null=np.array([each.entropy() for each in null]), tail="two-sided"),
         betti_0=counts[0],
-        betti_1=counts[1],
-        band=float(bands[1]),
+        betti_1=counts[1] if loops else NAN,
+        band=float(bands[1]) if loops else NAN,
         sampling_band=4 * displacement,
         enclosing_radius=observed.radius,
         cover_radius=observed.landmarks.cover_radius,
@@ -305,9 +321,8 @@ def _plane(
     scores: Float[np.ndarray, "sample component"], config: PersistentHomologyConfig
 ) -> Float[np.ndarray, "component coordinate"]:
     """Return the map from principal components to the coordinates in which distances are taken."""
-    if not config.roundest_plane or scores.shape[1] <= 2:
-        return np.eye(scores.shape[1])
-    return roundest_plane(scores, generator(config.seed, "persistent_homology", "start"))
+    rng = generator(config.seed, "persistent_homology", "start")
+    return plane_of(scores, rng, roundest=config.roundest_plane)
 
 
 def _rips(cloud: Float[np.ndarray, "sample coordinate"], config: PersistentHomologyConfig) -> RipsBarcode:

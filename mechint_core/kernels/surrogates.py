@@ -2,11 +2,12 @@
 
     shuffled orders       keep the values of every unit and what the units share at each step; destroy the order
     phase randomisation   keep the power spectrum of every unit and the cross-spectra; destroy the rest
+    amplitude adjustment  keep the values and (nearly) the power spectrum of every unit; destroy the rest
 
 A statistic of the data is compared with the same statistic of the surrogates. Every unit gets the same
 rearrangement, so that what units have in common stays in the null.
 
-Source: [@theiler1992], [@prichard1994]
+Source: [@theiler1992], [@prichard1994], [@schreiber1996]
 Cost: one gather, or one Fourier transform, per surrogate.
 """
 
@@ -54,3 +55,43 @@ def phase_randomized(
     turns = rng.uniform(0, 2 * np.pi, spectrum[free].shape[0])
     spectrum[free] *= np.exp(1j * turns)[:, None]
     return np.fft.irfft(spectrum, n=length, axis=0)
+
+
+def amplitude_adjusted(
+    series: Float[np.ndarray, "time unit"], *, rng: np.random.Generator, n_rounds: int = 20
+) -> Float[np.ndarray, "time unit"]:
+    """Return the values of every unit in an order that has (nearly) its power spectrum, and is random otherwise.
+
+    Parameters
+    ----------
+    series
+        Finite values.
+    rng
+        Source of the first order, the same for every unit.
+    n_rounds
+        How often spectrum and values are put right in turn; the values come last, so that they are exact.
+
+    Returns
+    -------
+    Float[np.ndarray, "time unit"]
+        A permutation of each unit.
+
+    Raises
+    ------
+    ShapeError
+        If there are fewer than 3 steps.
+    """
+    length = series.shape[0]
+    if length < 3:
+        raise ShapeError(f"a series must have at least 3 steps to have phases. Got {length}.")
+    values = np.sort(np.asarray(series, dtype=np.float64), axis=0)
+    wanted = np.abs(np.fft.rfft(series, axis=0))
+    now = np.asarray(series, dtype=np.float64)[rng.permutation(length)]
+    for _ in range(n_rounds):
+        spectrum = np.fft.rfft(now, axis=0)
+        size = np.abs(spectrum)
+        spectrum = wanted * np.where(size > 0, spectrum / np.where(size > 0, size, 1), 1)
+        order = np.argsort(np.fft.irfft(spectrum, n=length, axis=0), axis=0)
+        now = np.empty_like(values)
+        np.put_along_axis(now, order, values, axis=0)
+    return now

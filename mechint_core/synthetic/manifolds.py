@@ -9,6 +9,7 @@ Polygons and grids are exact instead: their barcodes are known in closed form.
     sphere            b = 1, 0, 1     radius 1
     torus             b = 1, 2, 1     in 3-space, radii 2 and 1
     clifford_torus    b = 1, 2, 1     flat: the product of two circles, radius 1 as a whole
+    hypersphere       b = 1, 0 ... 1  of any dimension and radius; curvature 1 / radius^2
     swiss_roll        b = 1           a rolled-up rectangle
     uniform_cube      b = 1           no shape at all
     polygon           b = 1, 1        the corners of a regular n-gon on the unit circle
@@ -58,6 +59,16 @@ def sphere(n_samples: int, *, noise: float = 0.0, ambient: int = 3, seed: int = 
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     position = np.stack([np.arctan2(points[:, 1], points[:, 0]), np.arcsin(points[:, 2])], axis=1)
     return PlantedManifold(_placed(points, noise, ambient, seed), position, betti=(1, 0, 1), dimension=2)
+
+
+def hypersphere(
+    n_samples: int, *, dimension: int = 3, radius: float = 1.0, noise: float = 0.0, ambient: int = 0, seed: int = 0
+) -> PlantedManifold:
+    """Return points of the sphere of `dimension`; `position` holds their directions, `ambient` 0 no further axes."""
+    position = generator(seed, "hypersphere").standard_normal((n_samples, dimension + 1))
+    position /= np.linalg.norm(position, axis=1, keepdims=True)
+    points = _placed(radius * position, noise, ambient or dimension + 1, seed)
+    return PlantedManifold(points, position, betti=(1, *[0] * (dimension - 1), 1), dimension=dimension)
 
 
 def torus(

@@ -1,4 +1,4 @@
-"""Higuchi's dimension and DFA of 1000 series of 4096 steps, against antropy on the same series, one by one."""
+"""Fractal estimators of 1000 series of 4096 steps, against antropy, MFDFA or their Fourier transforms alone."""
 
 from collections.abc import Callable
 from time import process_time
@@ -6,8 +6,18 @@ from time import process_time
 import numpy as np
 import pytest
 
-from mechint_core.fractals import DetrendedFluctuationAnalysis, HiguchiFractalDimension
+from mechint_core.fractals import (
+    DetrendedFluctuationAnalysis,
+    GraphFractalDimensionConfig,
+    HiguchiFractalDimension,
+    HurstExponent,
+    MultifractalSpectrumConfig,
+    SpectralSlope,
+    graph_fractal_dimension,
+    multifractal_spectrum,
+)
 from mechint_core.parallel import Backend, compute
+from mechint_core.synthetic.fractal_sets import lattice_graph
 from mechint_core.synthetic.fractional_noise import fractional_gaussian_noise
 
 N_STEPS, N_SERIES = 4096, 1000
@@ -63,3 +73,57 @@ def test_detrended_fluctuation_analysis__against_antropy(record, series):
         )
 
     record("DFA, 1000 series x 4096, 25 window lengths", ratio, 0.13, note="antropy, one thread each, equal windows")
+
+
+@pytest.mark.benchmark
+def test_multifractal_spectrum__against_mfdfa(record, series):
+    from MFDFA import MFDFA
+
+    few = series[:, :50]
+    config = MultifractalSpectrumConfig(n_bootstrap=0, n_surrogates=0)
+    scale, q = config.windows(N_STEPS), np.array([each for each in config.moments if each != 0])
+
+    with compute(Backend(threads=1)):
+        ratio = cpu_ratio(
+            lambda: multifractal_spectrum(few, config=config),
+            lambda: [MFDFA(noise, lag=scale, q=q, order=1) for noise in few.T],
+            3,
+        )
+
+    record("MFDFA, 50 series x 4096, 7 window lengths, both ends", ratio, 0.2, note="MFDFA from one end, 10 moments")
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize(
+    ("name", "estimator", "bar"),
+    [
+        ("Whittle", HurstExponent(), 4.0),
+        ("spectral slope", SpectralSlope(), 4.0),
+        ("spectral slope without peaks", SpectralSlope(without_peaks=True), 30.0),
+    ],
+)
+def test_spectral_estimators__against_their_fourier_transform(record, series, name, estimator, bar):
+    with compute(Backend(threads=1)):
+        ratio = cpu_ratio(lambda: estimator(series), lambda: np.abs(np.fft.rfft(series, axis=0)) ** 2, 3)
+
+    record(f"{name}, 1000 series x 4096", ratio, bar, unit="x CPU time of the periodogram alone")
+
+
+@pytest.mark.benchmark
+def test_graph_fractal_dimension__against_distances_from_some_nodes(record):
+    """The floor: breadth-first distances from a twentieth of the 10,000 nodes of a grid, in compiled code."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import shortest_path
+
+    grid = lattice_graph(100, 100)
+    shape = (grid.n_nodes, grid.n_nodes)
+    matrix = coo_array((np.ones(len(grid.edges)), grid.edges.T), shape=shape).tocsr()
+    some = np.arange(0, grid.n_nodes, 20)
+
+    ratio = cpu_ratio(
+        lambda: graph_fractal_dimension(grid.edges, config=GraphFractalDimensionConfig(n_surrogates=0)),
+        lambda: shortest_path(matrix, directed=False, unweighted=True, indices=some),
+        3,
+    )
+
+    record("box covering, grid of 10,000 nodes, 10 radii, 2 orders", ratio, 4.0, unit="x CPU time of 500 searches")

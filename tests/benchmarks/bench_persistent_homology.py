@@ -1,11 +1,20 @@
 """Persistent homology: what our arithmetic adds to the engine, and what a second process brings over many clouds."""
 
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
+from persim import bottleneck
 from ripser import ripser
 
-from mechint_core.geometry import PersistentHomologyConfig, persistent_homology, persistent_homology_many
+from mechint_core.geometry import (
+    PersistentHomologyConfig,
+    diagram_distance,
+    persistent_homology,
+    persistent_homology_many,
+)
 from mechint_core.parallel import Backend, compute
 from mechint_core.synthetic import manifolds
 
@@ -39,6 +48,41 @@ def test_persistent_homology_many__two_processes_are_faster_than_one(record):
     record(
         "persistent homology, 2 processes", min(seconds[2]) / min(seconds[1]), 1 / 1.7, unit="x one process", note=note
     )
+
+
+LANDMARKS = """
+import resource, time
+from mechint_core.geometry import PersistentHomologyConfig, persistent_homology
+from mechint_core.synthetic import manifolds
+cloud = manifolds.torus({n}, noise=0.05, ambient=64).points
+start = time.perf_counter()
+persistent_homology(cloud, config=PersistentHomologyConfig(max_points=400, n_surrogates=0, n_resamples=0))
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("n", [20_000])
+def test_persistent_homology__landmarks_of_a_large_cloud_are_quick_and_small(record, n):
+    """In a process of its own; the peak holds Python, its libraries and the cloud."""
+    found = subprocess.run([sys.executable, "-c", LANDMARKS.format(n=n)], check=True, capture_output=True, text=True)
+    seconds, peak = map(float, found.stdout.split())
+
+    note = f"{n} points in 64 dimensions, 400 landmarks, loops"
+    record("persistent homology, landmarks, time", seconds / 30, 1.0, unit="x 30 s", note=note)
+    record("persistent homology, landmarks, memory", peak, 1.0, unit="GiB, peak of the process", note=note)
+
+
+@pytest.mark.benchmark
+def test_diagram_distance__is_faster_than_persim(record):
+    one, other = (np.sort(manifolds.uniform_cube(300, seed=seed).points, axis=1) for seed in (0, 1))
+    theirs, ours = [], []
+    for _ in range(REPEATS):
+        theirs.append(cpu_seconds(lambda: bottleneck(one, other)))
+        ours.append(cpu_seconds(lambda: diagram_distance(one, other)))
+
+    note = "bottleneck, 300 bars in both"
+    record("diagram distance", min(ours) / min(theirs), 1.0, unit="x persim's CPU time", note=note)
 
 
 def cpu_seconds(call):

@@ -9,6 +9,7 @@ from flows.cli import mechint
 from flows.configuration import load_configuration
 from flows.describe_geometry import describe_geometry
 from flows.plan import make_plan
+from flows.sections import DESCRIBING
 from mechint_core.errors import ConfigurationError
 from mechint_core.store import ActivationStore, ResultKey
 from tasks.settings import settings
@@ -16,7 +17,11 @@ from tests.flows.tiny import STEPS, write_run
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "home")
 
-FEW = {"persistent_homology": {"n_surrogates": 19, "n_resamples": 3}}
+FEW = {
+    "persistent_homology": {"n_surrogates": 19, "n_resamples": 3},
+    "intrinsic_dimension": {"n_surrogates": 19, "n_calibrations": 1, "n_bootstrap": 19},
+    "persistence_vineyard": {"n_surrogates": 19, "n_resamples": 3},
+}
 
 
 def stored(technique: str, name: str, step: int | None):
@@ -26,17 +31,24 @@ def stored(technique: str, name: str, step: int | None):
 
 # Known answer
 def test_describe_geometry__describes_every_site_and_checkpoint_and_nothing_else(tmp_path: Path):
-    section = {"label": "probe.label", "techniques": ["persistent_homology"], "options": FEW}
+    section = {"label": "probe.label", "options": FEW}
 
     found = describe_geometry(write_run(tmp_path, geometry=[section]))
 
     keys = list(ActivationStore(settings().store_location).results(run="tiny"))
     described = {(key.technique, key.name, key.step) for key in keys}
-    assert {("persistent_homology", site, step) for site in ("act", "out") for step in STEPS} <= described
+    assert {(each, site, step) for each in DESCRIBING for site in ("act", "out") for step in STEPS} <= described
+    assert {("persistence_vineyard", site, None) for site in ("act", "out")} <= described
     assert "cka" not in {key.technique for key in keys}
     last = stored("persistent_homology", "act", STEPS[-1])
     assert last.flags["n_points"] == 8
+    profile = stored("dimension_profile", "measures", None)
+    assert profile.labels["site"] == ("act", "out")
+    assert profile.arrays["step"].tolist() == list(STEPS)
+    dimension = stored("intrinsic_dimension", "out", STEPS[0]).estimates["two_nn"].value
+    assert profile.arrays["dimension"][1, 0] == dimension
     assert found.readings["persistent_homology", "act"] == last.reading
+    assert found.readings["dimension_profile", "measures"] == profile.reading
     assert "persistent" in found.report.read_text()
 
 
@@ -53,12 +65,13 @@ def test_describe_geometry__a_second_run_computes_nothing(tmp_path: Path):
 
 
 def test_plan__geometry_is_part_of_a_run(tmp_path: Path):
-    path = write_run(tmp_path, analyses=[], geometry=[{"techniques": ["persistent_homology"]}])
+    path = write_run(tmp_path, analyses=[], geometry=[{}, {"name": "end", "steps": ["last"], "sites": ["out"]}])
 
     outline = make_plan(load_configuration(path), settings().store_location).outline()
     dry = CliRunner().invoke(mechint, ["run", str(path), "--dry-run"])
 
-    assert outline["persistent_homology"] == 2 * len(STEPS)
+    assert outline["persistent_homology"] == 2 * len(STEPS) + 1
+    assert (outline["persistence_vineyard"], outline["dimension_profile"]) == (2, 1)  # one step is no course
     assert "persistent_homology" in dry.output
 
 

@@ -1,7 +1,6 @@
 import sys
 
 import hypothesis.strategies as st
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -41,14 +40,6 @@ def axes(d):
 def random(n_latents=24, d=6, seed=0, threshold=0.5):
     rows = torch.randn(n_latents, d, generator=torch_generator(seed, "rows"))
     return dictionary(torch.nn.functional.normalize(rows, dim=1), threshold=threshold)
-
-
-@pytest.fixture
-def without_shape_checks():
-    """Call as users do: the tests' own shape checks would refuse these inputs first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Known answer

@@ -1,5 +1,4 @@
 import hypothesis.strategies as st
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -53,14 +52,6 @@ class TokenModel(nn.Module):
         seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mean = (x * seen[..., None]).sum(1, keepdim=True) / seen.sum(1)[:, None, None]
         return {"loss": torch.zeros(()), "logits": self.unembed(self.middle(x + mean))}
-
-
-@pytest.fixture
-def without_shape_checks():
-    """Call as users do: the tests' own shape checks would refuse these inputs first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Known answer

@@ -1,5 +1,4 @@
 import hypothesis.strategies as st
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -32,14 +31,6 @@ def dictionary(decoder, threshold=0.0):
 
 def axes(d):
     return np.vstack([np.eye(d), -np.eye(d)])
-
-
-@pytest.fixture
-def without_shape_checks():
-    """Call as users do: the tests' own shape checks would refuse these inputs first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Known answer

@@ -69,6 +69,27 @@ def test_persistent_homology__cube_has_five_loops_and_one_class_in_dimension_3()
     assert len(bars_of(result, 2)) == 0
 
 
+@pytest.mark.parametrize("axes", [2, 3, 4])
+def test_persistent_homology__cross_polytope_has_the_sphere_it_spans(axes):
+    """Corners are sqrt(2) apart but for opposite ones, 2 apart: a sphere of one dimension less in between."""
+    corners = np.concatenate([np.eye(axes), -np.eye(axes)])
+    result = persistent_homology(corners, config=barcode_only(max_dimension=3))
+
+    np.testing.assert_allclose(bars_of(result, axes - 1), [[np.sqrt(2), 2.0]], rtol=1e-12)
+    assert len(result.bars) == 2 * axes + 1
+
+
+def test_persistent_homology__dimension_0_alone_is_the_first_part_of_the_barcode():
+    cloud = manifolds.circle(40, noise=0.1).points
+    alone = persistent_homology(cloud, config=PersistentHomologyConfig(max_dimension=0, n_surrogates=19))
+    both = persistent_homology(cloud, config=barcode_only())
+
+    np.testing.assert_array_equal(alone.bars, bars_of(both, 0))
+    assert alone.betti.tolist() == [alone.betti_0]
+    assert np.isnan([alone.betti_1, alone.band, alone.longest_h1.value, alone.entropy.value]).all()
+    assert "loops were not looked for" in alone.reading()
+
+
 def test_persistent_homology__flat_torus_grid_has_two_loops_of_its_circles():
     """Each factor is a 16-gon of radius 1 / sqrt(2); the next loops end at its second diagonal over sqrt(2)."""
     grid = manifolds.clifford_grid(16)
@@ -108,6 +129,19 @@ def test_persistent_homology__sphere_has_one_void_and_no_loop():
 )
 def test_persistent_homology__default_settings_count_components_and_loops(cloud, betti):
     assert persistent_homology(cloud.points).betti.tolist() == betti
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cloud", "betti"),
+    [(manifolds.sphere(400), [1, 0, 1]), (manifolds.clifford_torus(1000), [1, 2, 1])],
+    ids=["sphere", "torus"],
+)
+def test_persistent_homology__default_settings_count_voids(cloud, betti):
+    """Without resamples, which make no band where there is a null."""
+    config = PersistentHomologyConfig(max_dimension=2, n_resamples=0)
+
+    assert persistent_homology(cloud.points, config=config).betti.tolist() == betti
 
 
 def test_persistent_homology__two_clusters_are_two_components():
@@ -389,12 +423,31 @@ def test_persistent_homology__raises_beyond_the_memory_budget():
         persistent_homology(manifolds.circle(300).points, config=config)
 
 
+def test_persistent_homology__takes_as_many_landmarks_as_the_budget_holds():
+    config = barcode_only(memory_budget=10**6, beyond_budget="subsample")
+    result = persistent_homology(manifolds.circle(300).points, config=config)
+
+    assert result.n_points == config.points_for(300) < 200
+    assert result.memory_estimate == config.memory_estimate(300) <= 10**6
+    assert barcode_only(max_points=result.n_points + 1).memory_estimate(300) > 10**6
+    assert result.cover_radius > 0
+
+
+def test_persistent_homology__raises_where_the_budget_holds_no_loop():
+    config = barcode_only(memory_budget=100, beyond_budget="subsample")
+    with pytest.raises(MemoryBudgetError, match=r"for 4 points\. Got 100"):
+        persistent_homology(manifolds.circle(300).points, config=config)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"coefficient": 4}, "prime below 128. Got 4"),
         ({"coefficient": 131}, "prime below 128. Got 131"),
-        ({"max_dimension": 0}, "max_dimension must be 1, 2 or 3"),
+        ({"max_dimension": -1}, "max_dimension must be 0, 1, 2 or 3"),
+        ({"max_dimension": 4}, "max_dimension must be 0, 1, 2 or 3"),
+        ({"beyond_budget": "swap"}, "beyond_budget must be one of"),
         ({"max_points": 3}, "max_points must be at least 4"),
         ({"n_surrogates": 10}, "n_surrogates must be 0 or at least 19"),
         ({"n_resamples": -1}, "must not be negative"),

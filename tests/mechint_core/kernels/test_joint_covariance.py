@@ -1,5 +1,4 @@
 import hypothesis.strategies as st
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,14 +7,6 @@ from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeE
 from mechint_core.kernels.joint_covariance import joint_covariance, picked_rows
 from mechint_core.parallel import Backend, compute
 from mechint_core.random import generator
-
-
-@pytest.fixture
-def without_shape_checks():
-    """Call as users do: the tests' own shape checks would refuse these inputs first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Known answer

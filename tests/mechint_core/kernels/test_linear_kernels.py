@@ -1,5 +1,4 @@
 import hypothesis.strategies as st
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,14 +32,6 @@ def u_centred(x):
     a = k - np.add.outer(rows, rows) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
     np.fill_diagonal(a, 0)
     return a
-
-
-@pytest.fixture
-def without_shape_checks():
-    """Call as users do: the tests' own shape checks would refuse these inputs first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Known answer

@@ -1,5 +1,4 @@
 import hypothesis.strategies as st
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,13 +16,6 @@ from mechint_core.random import generator
 
 SHRINKAGES = ["full", "diagonal", "shrunk to identity", "shrunk to diagonal"]
 shrinkages = pytest.mark.parametrize("shrinkage", SHRINKAGES)
-
-
-@pytest.fixture
-def without_shape_checks():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def sampled(seed=0, n_groups=8, n_repeats=4, n_units=6):
