@@ -17,7 +17,7 @@ from tasks.catalogue import TECHNIQUES
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Steps = list[int | Literal["first", "last"]]
-DESCRIBING = ("intrinsic_dimension", "persistent_homology")
+DESCRIBING = ("intrinsic_dimension", "persistent_homology", "geodesic_distances")
 """The techniques that describe the geometry of one site: at each checkpoint, and then through training."""
 
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "home")
 
 FEW = {
     "persistent_homology": {"n_surrogates": 19, "n_resamples": 3},
+    "geodesic_distances": {"n_surrogates": 19, "n_landmarks": 10, "n_bootstrap": 19},
     "intrinsic_dimension": {"n_surrogates": 19, "n_calibrations": 1, "n_bootstrap": 19},
     "persistence_vineyard": {"n_surrogates": 19, "n_resamples": 3},
 }
