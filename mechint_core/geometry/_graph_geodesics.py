@@ -56,7 +56,7 @@ def zigzag(n_points: int, n_neighbours: int, dimension: int, seed: int) -> Zigza
     n = max(min(n_points, REFERENCE_POINTS), 4 * n_neighbours)
     flat = rng.uniform(0, 1, (n, dimension))
     edges = neighbour_graph(flat, n_neighbours).adjacency()
-    sources = rng.choice(n, REFERENCE_SOURCES, replace=False)
+    sources = rng.choice(n, min(n, REFERENCE_SOURCES), replace=False)
     paths, straight = dijkstra(edges, indices=sources).ravel(), cdist(flat[sources], flat).ravel()
     seen = np.isfinite(paths) & (paths > 0)
     order = np.argsort(paths[seen])

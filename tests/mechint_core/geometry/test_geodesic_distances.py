@@ -119,6 +119,13 @@ def test_geodesic_distances__copies_are_left_out():
     assert len(result.sample) + result.n_outside == 300
 
 
+def test_geodesic_distances__of_a_few_samples_are_found(rng):
+    found = geodesic_distances(rng.normal(size=(25, 6)), config=paths_only())
+
+    assert np.isfinite(found.distance).all()
+    assert 0.9 < found.stretch.value < 1.5
+
+
 # Oracle
 def test_shortest_paths__agree_with_floyd_and_warshall():
     edges = neighbour_graph(generator(0, "cloud").standard_normal((60, 3)), 4).adjacency()
@@ -209,6 +216,7 @@ def test_geodesic_distances__raises_on_what_is_not_finite_or_has_too_few_samples
         geodesic_distances(points)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
