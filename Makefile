@@ -23,7 +23,7 @@ test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
 	$(SPREAD) -m "not slow and not oracle and not benchmark and not calibration"
 
 test-slow: $(VENV)/.oracle  ## the slow tests, calibrations, and comparisons with other implementations
-	$(MAKE) --jobs=2 --output-sync=target demonstration calibrate
+	$(MAKE) --jobs=2 demonstration calibrate
 	$(SPREAD) $(UNCHECKED) -m "(slow or oracle) and not benchmark and not calibration" --ignore=tests/flows
 
 demonstration: $(VENV)/.oracle  ## the slow tests of the flows, one after the other: some of them time what they run
