@@ -8,6 +8,11 @@ from mechint_core.geometry.compare_barcodes import (
     CompareBarcodesConfig as CompareBarcodesConfig,
     compare_barcodes as compare_barcodes,
 )
+from mechint_core.geometry.curvature import (
+    Curvature as Curvature,
+    CurvatureConfig as CurvatureConfig,
+    curvature as curvature,
+)
 from mechint_core.geometry.diagram_distance import (
     DiagramMatching as DiagramMatching,
     diagram_distance as diagram_distance,
@@ -22,6 +27,11 @@ from mechint_core.geometry.geodesic_distances import (
     GeodesicDistances as GeodesicDistances,
     GeodesicDistancesConfig as GeodesicDistancesConfig,
     geodesic_distances as geodesic_distances,
+)
+from mechint_core.geometry.graph_ricci_curvature import (
+    GraphRicciCurvature as GraphRicciCurvature,
+    GraphRicciCurvatureConfig as GraphRicciCurvatureConfig,
+    graph_ricci_curvature as graph_ricci_curvature,
 )
 from mechint_core.geometry.intrinsic_dimension import (
     IntrinsicDimension as IntrinsicDimension,

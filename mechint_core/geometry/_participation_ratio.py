@@ -9,8 +9,13 @@ Source: [@abbott2011], [@efron1981] (the jackknife).
 Cost: one product of the rows with themselves.
 """
 
+from typing import Final
+
 import numpy as np
 from jaxtyping import Float, Int
+
+MOST_HELD: Final = 1024
+"""Up to so many units the products of all groups are held, and made once: 8 MB a group."""
 
 
 def participation_ratios(
@@ -37,14 +42,18 @@ def _of_moments(
 ) -> Float[np.ndarray, "which"]:
     n = np.array([len(group) for group in groups])
     sums = np.array([centred[group].sum(axis=0) for group in groups])
-    total = centred.T @ centred
+    held = [_product(centred[group]) for group in groups] if centred.shape[1] <= MOST_HELD else []
+    total = np.sum(held, axis=0) if held else _product(centred)
     ratios = [_ratio(total - np.outer(sums.sum(axis=0), sums.sum(axis=0)) / n.sum())]
     for g, group in enumerate(groups):
         others = sums.sum(axis=0) - sums[g]
-        part = centred[group]  # once: numpy sees that both factors are one array, and halves the work
-        without = total - part.T @ part
+        without = total - (held[g] if held else _product(centred[group]))
         ratios.append(_ratio(without - np.outer(others, others) / (n.sum() - n[g])))
     return np.array(ratios)
+
+
+def _product(part: Float[np.ndarray, "member unit"]) -> Float[np.ndarray, "unit other"]:
+    return part.T @ part  # numpy sees that both factors are one array, and halves the work
 
 
 def _twice_centred(products: Float[np.ndarray, "row other"]) -> Float[np.ndarray, "row other"]:

@@ -205,9 +205,12 @@ def _neighbours(
     lower = np.empty(candidate.shape, dtype=np.float32)
     n_candidates = np.zeros(stop - first, dtype=np.int64)
     slack = np.float32(table.bound) * table.radius[first:stop]
+    room = np.empty((stop - first) * min(TILE_COLUMNS, len(table.rough)), dtype=np.float32)  # touched first only once
     for start in range(0, len(table.rough), TILE_COLUMNS):
         tile = slice(start, start + TILE_COLUMNS)
-        products = table.rough[first:stop] @ table.rough[tile].T
+        width = min(TILE_COLUMNS, len(table.rough) - start)
+        products = room[: (stop - first) * width].reshape(stop - first, width)
+        np.matmul(table.rough[first:stop], table.rough[tile].T, out=products)
         ends = products, slack, table.radius[tile], table.square[tile]
         _scan(*ends, table.exact, first, start, upper, candidate, lower, n_candidates, square, index)
     _measure_all(table.exact, first, upper, candidate, lower, n_candidates, square, index)

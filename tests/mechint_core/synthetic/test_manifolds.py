@@ -10,6 +10,7 @@ DRAWN = [
     manifolds.circle,
     manifolds.figure_eight,
     manifolds.sphere,
+    manifolds.hypersphere,
     manifolds.torus,
     manifolds.clifford_torus,
     manifolds.swiss_roll,
@@ -28,6 +29,7 @@ def test_manifolds__points_obey_the_equation_of_their_manifold():
     centre = np.where(eight.position < 2 * np.pi, [-1.0, 0.0], [1.0, 0.0])
 
     assert np.abs(np.concatenate(radius) - 1).max() < 1e-14
+    assert np.abs(np.linalg.norm(manifolds.hypersphere(50, dimension=4, radius=2.0).points, axis=1) - 2).max() < 1e-14
     assert np.abs(np.linalg.norm(flat[:, :2], axis=1) ** 2 - 0.5).max() < 1e-14
     assert np.abs(np.hypot(np.hypot(ring[:, 0], ring[:, 1]) - 3, ring[:, 2]) - 0.5).max() < 1e-14
     assert np.abs(np.linalg.norm(eight.points - centre, axis=1) - 1).max() < 1e-14
