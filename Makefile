@@ -7,6 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 # A file's tests stay in one process; one thread each, so that processes do not wait for each other's cores.
 SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+CALIBRATIONS := calibration
 # What runs long calls the same functions thousands of times; their shapes are checked by `make test`.
 UNCHECKED := -o addopts="--import-mode=importlib -ra"
 
@@ -23,7 +24,7 @@ test: $(VENV)/.test  ## the tests, without slow ones, oracles and benchmarks
 	$(SPREAD) -m "not slow and not oracle and not benchmark and not calibration"
 
 test-slow: $(VENV)/.oracle  ## the slow tests, calibrations, and comparisons with other implementations
-	$(MAKE) --jobs=2 demonstration calibrate
+	$(MAKE) --jobs=2 demonstration calibrate CALIBRATIONS="calibration and not thorough"
 	$(SPREAD) $(UNCHECKED) -m "(slow or oracle) and not benchmark and not calibration" --ignore=tests/flows
 
 demonstration: $(VENV)/.oracle  ## the slow tests of the flows, one after the other: some of them time what they run
@@ -31,7 +32,7 @@ demonstration: $(VENV)/.oracle  ## the slow tests of the flows, one after the ot
 
 # Hundreds of simulated experiments for each claim, with what cores the demonstration leaves.
 calibrate: $(VENV)/.oracle  ## are p-values uniform where nothing is there, do intervals cover? (20 minutes)
-	OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) $(UNCHECKED) -n 2 --timeout=3600 -m calibration
+	OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) $(UNCHECKED) -n 2 --timeout=3600 -m "$(CALIBRATIONS)"
 
 bench: $(VENV)/.oracle  ## ratios to peers and floors, on a quiet machine; writes docs/reference/benchmarks.md
 	OMP_NUM_THREADS=1 $(PYTEST) $(UNCHECKED) -m benchmark tests/benchmarks

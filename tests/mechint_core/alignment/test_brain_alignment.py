@@ -198,6 +198,7 @@ def test_brain_alignment__draws_are_the_same_for_every_site_of_one_recording():
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 @pytest.mark.parametrize("measure", MEASURES)
 def test_brain_alignment__p_values_of_unrelated_recordings_are_uniform(measure):
     config = BrainAlignmentConfig(measure=measure, n_bootstrap=19, n_permutations=99)
@@ -210,6 +211,7 @@ def test_brain_alignment__p_values_of_unrelated_recordings_are_uniform(measure):
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 @pytest.mark.parametrize("measure", MEASURES)
 def test_brain_alignment__the_interval_covers_what_new_conditions_and_subjects_would_give(measure):
     """The truth is the mean over many recordings of this size; conditions, subjects and noise are new in each."""

@@ -355,6 +355,7 @@ def test_encoding_model__constant_targets_have_no_score(rng):
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n", "t", "r2"), [(1000, 1, 0.3), (1000, 5, 0.5)])
 def test_encoding_model__interval_covers_the_planted_share(n, t, r2):
     """95 ± 3 % of 600 intervals hold what fits of 3 columns to m = 4/5 of the rows reach: R² - (1 - R²) 3 / (m - 4)."""
@@ -370,6 +371,7 @@ def test_encoding_model__interval_covers_the_planted_share(n, t, r2):
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 @pytest.mark.parametrize("bands", [(), (2, 3)])
 def test_encoding_model__p_values_are_uniform_under_the_null(bands):
     """500 unrelated pairs; the KS distance of 500 uniform draws passes 0.087 once in 1000, and 1/100 is the grid's."""

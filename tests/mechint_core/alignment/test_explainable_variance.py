@@ -176,6 +176,7 @@ def test_explainable_variance__intervals_cover_what_was_planted(n_repetitions, n
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_explainable_variance__p_values_are_uniform_under_the_null(missing):
     """600 recordings of noise; the KS distance of 600 uniform draws passes 0.08 once in 1000; 1/100 is the grid."""

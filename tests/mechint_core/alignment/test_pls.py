@@ -200,6 +200,7 @@ def test_pls__p_values_are_uniform_under_the_null(mode):
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["svd", "canonical"])
 def test_pls__step_down_controls_false_discoveries_beside_a_real_one(mode):
     """500 pairs of systems that share one direction: the second component is found in at most 5 + 3 % of them."""

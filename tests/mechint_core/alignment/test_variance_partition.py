@@ -141,6 +141,7 @@ def test_variance_partition__constant_targets_are_left_out(rng):
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 def test_variance_partition__p_value_of_a_group_that_adds_nothing_is_uniform():
     """500 experiments in which the second group is a noisy copy of the first, which explains half of the variance."""
     config = VariancePartitionConfig(
@@ -158,6 +159,7 @@ def test_variance_partition__p_value_of_a_group_that_adds_nothing_is_uniform():
 
 
 @pytest.mark.calibration
+@pytest.mark.thorough
 def test_variance_partition__interval_covers_the_planted_part():
     """95 ± 3 % of 500 intervals of a unique part of 1/4; 1000 rows."""
     config = VariancePartitionConfig(bands=(2, 2), n_permutations=0, n_band_scales=1, penalties=(1e-4, 1e-2, 1.0))
