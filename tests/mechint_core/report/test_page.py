@@ -2,18 +2,15 @@
 
 import math
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from html.parser import HTMLParser
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from mechint_core.figure import Bars, Curve, Histogram, declare
 from mechint_core.report import Finding, RunSummary, write_report
@@ -151,23 +148,7 @@ def test_write_report__replaces_an_older_report_and_leaves_nothing_else(tmp_path
 
 
 @pytest.mark.slow
-def seconds_of(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def plain_figures() -> None:
-    """The floor: twenty bare figures of matplotlib's, which take about a second of one quiet core."""
-    for _ in range(20):
-        figure = Figure()
-        figure.add_subplot().bar(range(29), range(29))
-        figure.savefig(BytesIO(), format="svg")
-
-
-def test_write_report__six_hundred_results_stay_small_and_quick(
-    tmp_path: Path, stored: Stored, rng: np.random.Generator
-):
+def test_write_report__six_hundred_results_stay_small(tmp_path: Path, stored: Stored, rng: np.random.Generator):
     figures = (Histogram(values="dimension", title="D"), Bars(values="power", labels="frequency", title="P"))
     results = [
         stored(
@@ -183,10 +164,8 @@ def test_write_report__six_hundred_results_stay_small_and_quick(
         for site in range(6)
         for step in range(4, 37)
     ]
-    plain = seconds_of(plain_figures)
     path = tmp_path / "r.html"
-    taken = seconds_of(lambda: write_report(path, SUMMARY, results))
-    assert taken < 15 * plain
+    write_report(path, SUMMARY, results)
     assert path.stat().st_size < 8e6  # about 1.5 MB
     assert len(results) == 594
 
