@@ -140,7 +140,7 @@ def brain(config: Path) -> None:
 @mechint.command()
 @CONFIG
 def geometry(config: Path) -> None:
-    """Describe the shape of what each site represents: dimension, curvature, loops, and their course."""
+    """Describe the shape of what each site represents: dimension, loops, distances along it, and their course."""
     with services():
         from flows.describe_geometry import describe_geometry
 

@@ -1,4 +1,4 @@
-"""What shape has what each site represents? Dimension, curvature, loops; and how they change through training."""
+"""What shape has what each site represents? Dimension, loops, distances along it; and when do they change?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from flows.analyses import of_dictionary
 from flows.choices import chosen_steps, site_labels
-from flows.plan import Checkpoint, Plan, array_at, of_dictionary
+from flows.plan import Checkpoint, Plan, array_at
 from flows.sections import AnalysisSection, DictionarySection
 from mechint_core.errors import ConfigurationError, NotFoundError
 from mechint_core.features import Recipe

@@ -14,7 +14,7 @@ A technique's parameters decide where it is applied, so that no technique needs 
 `step` is bound to the checkpoints' steps; the rest is bound by the analysis's `inputs`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -22,14 +22,16 @@ from typing import Literal
 
 import numpy as np
 
+from flows.analyses import check_asked_once, is_of_measures, is_over_training, of_dictionary, unbound
 from flows.behaviours import prompt_sets
 from flows.choices import chosen_steps, site_labels
 from flows.configuration import RunSection
 from flows.datasets import commit_dataset, load_dataset
 from flows.geometry import geometry_analyses
+from flows.measures import stored_table
 from flows.recordings import BrainData, commit_recording
 from flows.sections import AnalysisSection
-from mechint_core.errors import ConfigurationError, NotFoundError
+from mechint_core.errors import ConfigurationError
 from mechint_core.models import (
     checkpoint_digest,
     list_checkpoints,
@@ -37,8 +39,7 @@ from mechint_core.models import (
     match_sites,
     record_activations,
 )
-from mechint_core.store import ActivationStore, ResultKey, StoredResult
-from tasks._technique import Parameter
+from mechint_core.store import ActivationStore, StoredResult
 from tasks.collection import CollectionWork
 from tasks.references import ArrayReference, ArraySequence, Input, Literals, ModelReference, Work
 
@@ -134,7 +135,7 @@ class Plan:
         return [
             work
             for analysis in self.analyses
-            if not (_is_over_training(analysis) or of_dictionary(analysis))
+            if not (is_over_training(analysis) or of_dictionary(analysis))
             and checkpoint.step in chosen_steps(analysis.steps, self.steps)
             for work in _checkpoint_work(self, analysis, checkpoint)
         ]
@@ -144,13 +145,13 @@ class Plan:
         return [
             work
             for analysis in self.analyses
-            if _is_over_training(analysis) and not _is_of_measures(analysis)
+            if is_over_training(analysis) and not is_of_measures(analysis)
             for work in _sequence_work(self, analysis)
         ]
 
     def over_measures(self) -> list[Work]:
         """List the work on tables of stored numbers; those numbers must be there."""
-        return [_measure_work(self, analysis) for analysis in self.analyses if _is_of_measures(analysis)]
+        return [_measure_work(self, analysis) for analysis in self.analyses if is_of_measures(analysis)]
 
     def outline(self) -> dict[str, int]:
         """Count the calls of each technique, without looking at any activation."""
@@ -158,10 +159,10 @@ class Plan:
         for analysis in self.analyses:
             if of_dictionary(analysis):
                 continue  # `flows.dictionaries` counts these
-            labels = len(site_labels(self.sites, analysis.sites, analysis.technique)) if _unbound(analysis) else 1
-            if _is_of_measures(analysis):
+            labels = len(site_labels(self.sites, analysis.sites, analysis.technique)) if unbound(analysis) else 1
+            if is_of_measures(analysis):
                 n = 1
-            elif _is_over_training(analysis):
+            elif is_over_training(analysis):
                 n = labels
             else:
                 n = _n_cells(self, analysis, labels) * len(chosen_steps(analysis.steps, self.steps))
@@ -198,6 +199,7 @@ def make_plan(config: RunSection, store_location: str) -> Plan:
         n_samples=len(next(iter(sample.values()))),
     )
     plan.outline()  # names every site that matches nothing, before anything runs
+    check_asked_once(plan.analyses, plan.sites, plan.steps)
     return plan
 
 
@@ -254,18 +256,18 @@ def _site_shapes(config: RunSection, first: Checkpoint, arrays: Mapping[str, np.
 
 
 def _checkpoint_work(plan: Plan, analysis: AnalysisSection, checkpoint: Checkpoint) -> Iterator[Work]:
-    unbound = _unbound(analysis)
+    free = unbound(analysis)
     labels = site_labels(plan.sites, analysis.sites, analysis.technique)
-    if not unbound:
+    if not free:
         yield _work(plan, analysis, checkpoint, {}, "model")
-    elif len(unbound) == 1:
+    elif len(free) == 1:
         for label in labels:
-            yield _work(plan, analysis, checkpoint, {unbound[0].name: array_at(plan, checkpoint, label)}, label)
-    elif len(unbound) == 2:
+            yield _work(plan, analysis, checkpoint, {free[0].name: array_at(plan, checkpoint, label)}, label)
+    elif len(free) == 2:
         for label, one, other in _pairs(plan, analysis, checkpoint, labels):
-            yield _work(plan, analysis, checkpoint, {unbound[0].name: one, unbound[1].name: other}, label)
+            yield _work(plan, analysis, checkpoint, {free[0].name: one, free[1].name: other}, label)
     else:
-        names = ", ".join(each.name for each in unbound)
+        names = ", ".join(each.name for each in free)
         raise ConfigurationError(f"{analysis.technique}: bind all but two of {names} to data fields by `inputs`.")
 
 
@@ -287,7 +289,7 @@ def _pairs(
 
 def _n_cells(plan: Plan, analysis: AnalysisSection, n_labels: int) -> int:
     """Return how often a technique is applied at one checkpoint."""
-    if len(_unbound(analysis)) != 2:
+    if len(unbound(analysis)) != 2:
         return n_labels
     if analysis.other is None:
         return n_labels * (n_labels - 1) // 2
@@ -316,7 +318,7 @@ def _recorded(plan: Plan, run: str, step: int) -> dict[str, tuple[int, ...]]:
 
 def _sequence_work(plan: Plan, analysis: AnalysisSection) -> Iterator[Work]:
     chosen = [each for each in plan.checkpoints if each.step in chosen_steps(analysis.steps, plan.steps)]
-    parameter = next(each for each in _unbound(analysis) if each.shape == "sequence")
+    parameter = next(each for each in unbound(analysis) if each.shape == "sequence")
     for label in site_labels(plan.sites, analysis.sites, analysis.technique):
         sequence = ArraySequence(arrays=[array_at(plan, each, label) for each in chosen])
         steps = Literals(values=[each.step for each in chosen])
@@ -326,7 +328,7 @@ def _sequence_work(plan: Plan, analysis: AnalysisSection) -> Iterator[Work]:
 def _measure_work(plan: Plan, analysis: AnalysisSection) -> Work:
     steps = [step for step in plan.steps if step in chosen_steps(analysis.steps, plan.steps)]
     tables: dict[str, Input] = {
-        name: Literals(values=_table(plan, source, steps))
+        name: Literals(values=stored_table(ActivationStore(plan.store), plan.config.run, source, steps))
         for name, source in analysis.inputs.items()
         if isinstance(source, list)
     }
@@ -367,51 +369,3 @@ def array_at(plan: Plan, checkpoint: Checkpoint, label: str, run: str = "") -> A
         position=int(position) if position else None,
         digest=stored.digest,
     )
-
-
-def _table(plan: Plan, names: Iterable[str], steps: Sequence[int]) -> list[list[float]]:
-    """Gather `technique/name:scalar` at every step: (checkpoint, measure)."""
-    store = ActivationStore(plan.store)
-    return [[_stored_number(store, plan.config.run, step, name) for name in names] for step in steps]
-
-
-def _stored_number(store: ActivationStore, run: str, step: int, name: str) -> float:
-    place, _, scalar = name.partition(":")
-    technique, _, label = place.partition("/")
-    result = store.result(ResultKey(run=run, technique=technique, name=label, step=step))
-    numbers = {
-        f"{key}.{part}" if part else key: number
-        for key, each in result.estimates.items()
-        for part, number in each.parts().items()
-    } | dict(result.flags)
-    if scalar not in numbers:
-        raise NotFoundError(f"{place} at step {step} has no number {scalar!r}. It has: {', '.join(numbers)}.")
-    return numbers[scalar]
-
-
-def _unbound(analysis: AnalysisSection) -> list[Parameter]:
-    """Parameters that sites must fill."""
-    return [
-        each
-        for each in analysis.of.parameters
-        if each.name not in analysis.inputs
-        and each.shape not in ("model", "dictionary")
-        and not each.optional
-        and each.name != "step"
-    ]
-
-
-def of_dictionary(analysis: AnalysisSection) -> bool:
-    """Say whether the technique is applied to trained dictionaries: because it must be, or because one is named."""
-    return any(
-        each.shape == "dictionary" and (not each.optional or each.name in analysis.inputs)
-        for each in analysis.of.parameters
-    )
-
-
-def _is_over_training(analysis: AnalysisSection) -> bool:
-    return _is_of_measures(analysis) or any(each.shape == "sequence" for each in analysis.of.parameters)
-
-
-def _is_of_measures(analysis: AnalysisSection) -> bool:
-    return any(isinstance(source, list) for source in analysis.inputs.values())

@@ -19,6 +19,8 @@ Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Steps = list[int | Literal["first", "last"]]
 DESCRIBING = ("intrinsic_dimension", "persistent_homology", "geodesic_distances")
 """The techniques that describe the geometry of one site: at each checkpoint, and then through training."""
+ON_REQUEST = ("curvature", "graph_ricci_curvature")
+"""Those that do so only where they are named: a cloud without a clear dimension has no curvature."""
 
 
 class Section(BaseModel):
@@ -308,7 +310,7 @@ class GeometrySection(Section):
     label: str = ""
     """`dataset.field`: a variable that each sample has; the clouds of persistent homology are its values' means."""
     techniques: Annotated[list[str], Field(min_length=1)] = list(DESCRIBING)
-    """Which of the describing techniques; all of them, if left out."""
+    """Which of the describing techniques; those that fit any cloud, if left out."""
     steps: Steps | None = None
     """Checkpoints; all, if left out. With several, each site is also followed through training."""
     options: dict[str, dict[str, Any]] = {}
@@ -319,8 +321,8 @@ class GeometrySection(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for technique in self.techniques:
-            if technique not in DESCRIBING:
-                raise ValueError(f"{technique!r} describes no geometry{nearest(technique, DESCRIBING)}")
+            if technique not in (known := (*DESCRIBING, *ON_REQUEST)):
+                raise ValueError(f"{technique!r} describes no geometry{nearest(technique, known)}")
         check_technique_options(self.options)
         return self
 

@@ -96,6 +96,10 @@ class CrossValidated:
         """Return the held-out agreement of each model, then of each family, where subject s occurs `times[s]` times."""
         return _mean_of_folds([self._scores(*pair, times) for pair in zip(self.train, self.test, strict=True)])
 
+    def with_ceilings(self, times: Float[np.ndarray, "#draw subject"]) -> Float[np.ndarray, "_ _"]:
+        """Return both ceilings, then the scores."""
+        return np.concatenate([self.ceilings(times), self.scores(times)], axis=1)
+
     def _scores(self, train: Moments, test: Moments, times: np.ndarray) -> np.ndarray:
         draws = max(len(test.gram), len(times))
         fixed = np.einsum("bms,bs->bm", *_as_many(test.agreement, times, n=draws))

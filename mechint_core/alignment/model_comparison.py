@@ -309,9 +309,9 @@ def _result(
     config: ModelComparisonConfig,
 ) -> ModelComparisonResult:
     level, names = config.level, (*(f"model {m}" for m in range(len(models))), *config.families)
-    observed = _scores(sample.whole, np.ones((1, len(data))))
+    observed = sample.whole.with_ceilings(np.ones((1, len(data))))
     lower, score = observed[0, 0], observed[0, 2:]
-    replicates = sample.replicate(_scores)
+    replicates = sample.replicate(CrossValidated.with_ceilings)
     ceiled = score / lower
     spread, short, reach = (replicates.spread(each) for each in (of_models, shortfall, of_bounds))
     share = replicates.spread(lambda scores: (scores[:, 2:] - ceiled * scores[:, :1]) / lower)
@@ -392,11 +392,6 @@ def _parameters(family: Family, models: np.ndarray, data: np.ndarray, config: Mo
     once = np.ones((n_of_pairs(data.shape[1]), 1), np.int64)
     found = Moments.of((models / size[:, None])[None], data, config.comparison, once)
     return fit(family, found.gram, found.cross.mean(axis=2))[0] / size
-
-
-def _scores(held_out: CrossValidated, times: np.ndarray) -> Float[np.ndarray, "draw _"]:
-    """Return both ceilings, then every model's score."""
-    return np.concatenate([held_out.ceilings(times), held_out.scores(times)], axis=1)
 
 
 def _differences(scores: np.ndarray) -> np.ndarray:

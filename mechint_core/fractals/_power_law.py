@@ -19,13 +19,13 @@ Cost: draws x scales x units logarithms.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Final, Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
-from mechint_core.errors import DegenerateInputError, DtypeError, ShapeError
+from mechint_core.errors import ConfigurationError, DegenerateInputError, DtypeError, ShapeError
 from mechint_core.kernels.resampling import block_indices, p_value
 from mechint_core.kernels.surrogates import shuffled_orders
 from mechint_core.parallel import map_parallel
@@ -45,6 +45,14 @@ NULL_UNITS: Final = 32
 """Most units of one surrogate. A mean over fewer units spreads more, so the p-value errs on the safe side."""
 NULL_TASKS: Final = 4
 """Parallel tasks that share the surrogates."""
+
+
+def check_draws(nan_policy: str, **counts: int) -> None:
+    """Refuse, in a config, a policy that does not exist, and numbers of draws below 0."""
+    if nan_policy not in get_args(NanPolicy):
+        raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {nan_policy!r}.")
+    if min(counts.values()) < 0:
+        raise ConfigurationError(f"{' and '.join(counts)} must not be negative. Got {tuple(counts.values())}.")
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from scipy.special import stdtrit
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, DtypeError, ShapeError
 from mechint_core.figure import Curve
-from mechint_core.fractals._power_law import stream
+from mechint_core.fractals._power_law import check_draws, stream
 from mechint_core.kernels.resampling import p_value
 from mechint_core.parallel import map_parallel
 from mechint_core.result import NAN, Estimate, Result
@@ -71,10 +71,7 @@ class BoxCountingDimensionConfig:
             raise ConfigurationError(
                 f"occupancy must be at least 1, and n_grids in 1 ... 64. Got {self.occupancy} and {self.n_grids}."
             )
-        if self.nan_policy not in ("raise", "omit"):
-            raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {self.nan_policy!r}.")
-        if min(self.n_subsamples, self.n_surrogates) < 0:
-            raise ConfigurationError(f"n_subsamples and n_surrogates must not be negative. Got {self}.")
+        check_draws(self.nan_policy, n_subsamples=self.n_subsamples, n_surrogates=self.n_surrogates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,15 @@ from mechint_core.fractals._detrended_windows import (
     detrended_exponents,
     orthonormal_polynomials,
 )
-from mechint_core.fractals._power_law import Detachable, NanPolicy, as_series, mean_exponent, shuffled_null, stream
+from mechint_core.fractals._power_law import (
+    Detachable,
+    NanPolicy,
+    as_series,
+    check_draws,
+    mean_exponent,
+    shuffled_null,
+    stream,
+)
 from mechint_core.result import NAN, Estimate, Result
 
 POOR_FIT: Final = 0.95
@@ -69,10 +77,7 @@ class DetrendedFluctuationAnalysisConfig:
         if self.n_scales < 3:
             raise ConfigurationError(f"n_scales must be at least 3. Got {self.n_scales}.")
         self._require_usable_scales()
-        if self.nan_policy not in ("raise", "omit"):
-            raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {self.nan_policy!r}.")
-        if min(self.n_bootstrap, self.n_surrogates) < 0:
-            raise ConfigurationError(f"n_bootstrap and n_surrogates must not be negative. Got {self}.")
+        check_draws(self.nan_policy, n_bootstrap=self.n_bootstrap, n_surrogates=self.n_surrogates)
 
     def windows(self, n_steps: int) -> Int[np.ndarray, "scale"]:
         """Return the window lengths for a series of `n_steps`.

@@ -27,6 +27,7 @@ from mechint_core.fractals._power_law import (
     NanPolicy,
     Scaling,
     as_series,
+    check_draws,
     mean_exponent,
     over_units,
     shuffled_null,
@@ -61,10 +62,7 @@ class HiguchiFractalDimensionConfig:
     def __post_init__(self) -> None:
         if self.kmax < 2:
             raise ConfigurationError(f"kmax must be at least 2, so that there is a slope. Got {self.kmax}.")
-        if self.nan_policy not in ("raise", "omit"):
-            raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {self.nan_policy!r}.")
-        if min(self.n_bootstrap, self.n_surrogates) < 0:
-            raise ConfigurationError(f"n_bootstrap and n_surrogates must not be negative. Got {self}.")
+        check_draws(self.nan_policy, n_bootstrap=self.n_bootstrap, n_surrogates=self.n_surrogates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from mechint_core.fractals._power_law import (
     NanPolicy,
     Scaling,
     as_series,
+    check_draws,
     finite_units,
     mean_exponent,
     over_units,
@@ -80,10 +81,7 @@ class HurstExponentConfig:
             raise ConfigurationError(f"model must be 'noise' or 'walk'. Got {self.model!r}.")
         if not 0.3 <= self.bandwidth <= 0.8:
             raise ConfigurationError(f"bandwidth must be between 0.3 and 0.8. Got {self.bandwidth}.")
-        if self.nan_policy not in ("raise", "omit"):
-            raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {self.nan_policy!r}.")
-        if min(self.n_bootstrap, self.n_surrogates) < 0:
-            raise ConfigurationError(f"n_bootstrap and n_surrogates must not be negative. Got {self}.")
+        check_draws(self.nan_policy, n_bootstrap=self.n_bootstrap, n_surrogates=self.n_surrogates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from mechint_core.fractals._power_law import (
     PIECES,
     NanPolicy,
     as_series,
+    check_draws,
     finite_units,
     mean_exponent,
     over_units,
@@ -96,10 +97,7 @@ class MultifractalSpectrumConfig:
             raise ConfigurationError(f"order must be in 1 ... 5 and below min_scale - 2. Got {self.order}.")
         if self.surrogate not in ("amplitude_adjusted", "shuffled"):
             raise ConfigurationError(f"surrogate must be 'amplitude_adjusted' or 'shuffled'. Got {self.surrogate!r}.")
-        if self.nan_policy not in ("raise", "omit"):
-            raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {self.nan_policy!r}.")
-        if min(self.n_bootstrap, self.n_surrogates) < 0:
-            raise ConfigurationError(f"n_bootstrap and n_surrogates must not be negative. Got {self}.")
+        check_draws(self.nan_policy, n_bootstrap=self.n_bootstrap, n_surrogates=self.n_surrogates)
 
     def windows(self, n_steps: int) -> Int[np.ndarray, "scale"]:
         """Return the window lengths for a series of `n_steps`.

@@ -26,6 +26,7 @@ from mechint_core.fractals._power_law import (
     Detachable,
     NanPolicy,
     as_series,
+    check_draws,
     finite_units,
     mean_exponent,
     over_units,
@@ -70,10 +71,7 @@ class SpectralSlopeConfig:
             )
         if not 0 <= self.n_tapers <= 50:
             raise ConfigurationError(f"n_tapers must be between 0 and 50. Got {self.n_tapers}.")
-        if self.nan_policy not in ("raise", "omit"):
-            raise ConfigurationError(f"nan_policy must be 'raise' or 'omit'. Got {self.nan_policy!r}.")
-        if min(self.n_bootstrap, self.n_surrogates) < 0:
-            raise ConfigurationError(f"n_bootstrap and n_surrogates must not be negative. Got {self}.")
+        check_draws(self.nan_policy, n_bootstrap=self.n_bootstrap, n_surrogates=self.n_surrogates)
 
     def frequencies(self, n_steps: int) -> slice:
         """Return which of the frequencies between zero and Nyquist are fitted.

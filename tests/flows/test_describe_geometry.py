@@ -102,3 +102,30 @@ def test_describe_geometry__needs_something_recorded(tmp_path: Path):
 
     with pytest.raises(ConfigurationError, match="must record sites under `collect`"):
         describe_geometry(write_run(tmp_path, analyses=[], collect=None, circuits=[circuit]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"geometry": [{"sites": ["act"]}, {"sites": ["*"]}]},
+        {"analyses": [{"technique": "persistent_homology", "sites": ["out"]}], "geometry": [{"sites": ["*"]}]},
+        {"analyses": [{"technique": "persistent_homology", "sites": [each]} for each in ("act", "a*")]},
+    ],
+)
+def test_plan__refuses_what_would_be_stored_in_one_place(tmp_path: Path, changes):
+    path = write_run(tmp_path, **({"analyses": []} | changes))
+
+    with pytest.raises(ConfigurationError, match="is there twice, under `analyses` or `geometry`: give one a `name`"):
+        make_plan(load_configuration(path), settings().store_location)
+
+
+def test_plan__the_same_at_other_steps_or_under_another_name_is_not_twice(tmp_path: Path):
+    homology = {"technique": "persistent_homology", "sites": ["act"]}
+    again = [{**homology, "sites": ["a*"], "steps": [10]}, {**homology, "steps": [0, 20], "name": "ends"}]
+
+    outline = make_plan(
+        load_configuration(write_run(tmp_path, analyses=[{**homology, "steps": [0, 20]}, *again])),
+        settings().store_location,
+    ).outline()
+
+    assert outline == {"persistent_homology": 5}
