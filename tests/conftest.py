@@ -26,6 +26,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from mechint_core.parallel import Backend, compute
 from mechint_core.random import generator
 
 hypothesis.settings.register_profile("mechint", deadline=None, derandomize=True, print_blob=True)
@@ -38,6 +39,13 @@ def _weights_that_do_not_depend_on_the_order_of_tests() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _calibrations_leave_threads_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Thousands of calls of milliseconds: starting threads for each takes a quarter of them."""
+    with compute(Backend(threads=1 if request.node.get_closest_marker("calibration") else 0)):
+        yield
 
 
 @pytest.fixture
