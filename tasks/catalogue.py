@@ -52,6 +52,7 @@ CATALOGUE = (
     features.sparse_probing,
     features.sparsity_frontier,
     fractals.box_counting_dimension,
+    fractals.criticality,
     fractals.detrended_fluctuation_analysis,
     fractals.graph_fractal_dimension,
     fractals.higuchi_fractal_dimension,

@@ -7,6 +7,11 @@ from mechint_core.fractals.box_counting_dimension import (
     BoxCountingDimensionResult as BoxCountingDimensionResult,
     box_counting_dimension as box_counting_dimension,
 )
+from mechint_core.fractals.criticality import (
+    CriticalityConfig as CriticalityConfig,
+    CriticalityResult as CriticalityResult,
+    criticality as criticality,
+)
 from mechint_core.fractals.detrended_fluctuation_analysis import (
     DetrendedFluctuationAnalysis as DetrendedFluctuationAnalysis,
     DetrendedFluctuationAnalysisConfig as DetrendedFluctuationAnalysisConfig,

@@ -1,5 +1,6 @@
 """Fractal estimators of 1000 series of 4096 steps, against antropy, MFDFA or their Fourier transforms alone."""
 
+import warnings
 from collections.abc import Callable
 from time import process_time
 
@@ -7,16 +8,21 @@ import numpy as np
 import pytest
 
 from mechint_core.fractals import (
+    CriticalityConfig,
     DetrendedFluctuationAnalysis,
     GraphFractalDimensionConfig,
     HiguchiFractalDimension,
     HurstExponent,
     MultifractalSpectrumConfig,
     SpectralSlope,
+    criticality,
     graph_fractal_dimension,
     multifractal_spectrum,
 )
+from mechint_core.fractals._zeta_tail import TailRange, ZetaTail
 from mechint_core.parallel import Backend, compute
+from mechint_core.random import generator
+from mechint_core.synthetic.branching_processes import separate_avalanches
 from mechint_core.synthetic.fractal_sets import lattice_graph
 from mechint_core.synthetic.fractional_noise import fractional_gaussian_noise
 
@@ -127,3 +133,31 @@ def test_graph_fractal_dimension__against_distances_from_some_nodes(record):
     )
 
     record("box covering, grid of 10,000 nodes, 10 radii, 2 orders", ratio, 4.0, unit="x CPU time of 500 searches")
+
+
+@pytest.mark.benchmark
+def test_criticality__against_the_sum_over_units(record):
+    """The floor: numpy's sum over units of a million steps of 100 units, without draws."""
+    raster = generator(0, "raster").poisson(0.02, (10**6, 100)).astype(np.int16)
+    config = CriticalityConfig(n_bootstrap=0, n_simulations=0, n_surrogates=0)
+
+    with compute(Backend(threads=1)):
+        ratio = cpu_ratio(lambda: criticality(raster, config=config), lambda: raster.sum(axis=1, dtype=np.int64), 3)
+
+    record("criticality without draws, 1,000,000 steps x 100 units", ratio, 15.0, unit="x CPU time of the sum")
+
+
+@pytest.mark.benchmark
+def test_criticality__power_law_fit_against_powerlaw(record):
+    numbers = separate_avalanches(3000, 1.0, seed=0).duration
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import powerlaw
+
+        ratio = cpu_ratio(
+            lambda: [ZetaTail.fit(numbers, TailRange(fewest=2)) for _ in range(100)],
+            lambda: powerlaw.Fit(numbers.astype(float), discrete=True, estimate_discrete=False, verbose=0),
+            3,
+        )
+
+    record("discrete power law with every x_min, 3000 durations", ratio / 100, 0.01, note="powerlaw, exact likelihood")
