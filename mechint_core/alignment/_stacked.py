@@ -165,12 +165,6 @@ def _runs(length: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def critical_value(null_maximum: Float[np.ndarray, "draw"], level: float) -> float:
-    """Return what an agreement must exceed to have a corrected p-value of at most 1 - `level`; inf if none can."""
-    allowed = int((1 - level) * (len(null_maximum) + 1) + 1e-9) - 1  # of the null's draws, at or above it
-    return float(np.sort(null_maximum)[::-1][allowed]) if allowed >= 0 else np.inf
-
-
 def corrected_p_values(
     observed: Float[np.ndarray, "rdm"], null_maximum: Float[np.ndarray, "draw"]
 ) -> Float[np.ndarray, "rdm"]:

@@ -36,13 +36,12 @@ from mechint_core.alignment._stacked import (
     check_choices,
     check_conditions,
     corrected_p_values,
-    critical_value,
     stacked_distances,
 )
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.figure import Figure, Histogram, Scatter
 from mechint_core.kernels.false_discovery import false_discovery_rate
-from mechint_core.kernels.resampling import percentile_interval
+from mechint_core.kernels.resampling import critical_value, percentile_interval
 from mechint_core.parallel import map_parallel
 from mechint_core.result import NAN, Estimate, Result
 
@@ -249,7 +248,7 @@ def searchlight(
             f"Got none of {len(centre)}: the largest has {n_channels.max()} channels."
         )
     at = int(np.nanargmax(found.value))
-    threshold = critical_value(found.null_maximum, config.level)
+    threshold = float(critical_value(found.null_maximum, config.level))
     p_value = corrected_p_values(found.value, found.null_maximum)
     alone = (1 + found.n_as_high) / (1 + config.n_permutations) if config.n_permutations else np.full(len(centre), NAN)
     q_value, alpha = false_discovery_rate(alone), 1 - config.level + ROUNDING

@@ -31,12 +31,11 @@ from mechint_core.alignment._stacked import (
     check_choices,
     check_conditions,
     corrected_p_values,
-    critical_value,
     stacked_distances,
 )
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.figure import Curve, Figure, Matrix
-from mechint_core.kernels.resampling import percentile_interval
+from mechint_core.kernels.resampling import critical_value, percentile_interval
 from mechint_core.parallel import map_parallel
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -222,7 +221,7 @@ def time_resolved_rsa(
     low, high = np.array([percentile_interval(each, config.level) for each in draws.T]).T
     maximum = found.null.max(axis=1)
     p_value = corrected_p_values(found.of_picked, maximum)
-    threshold = critical_value(maximum, config.level)
+    threshold = float(critical_value(maximum, config.level))
     at = int(np.argmax(found.value))
     significant = p_value <= 1 - config.level + ROUNDING
     onset, peak_time = _latencies(windows.time, at, significant, draws, threshold, config.level)

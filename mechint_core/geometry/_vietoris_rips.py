@@ -69,6 +69,11 @@ class RipsBarcode:
         lengths = self.lengths(dimension)
         return float(np.max(lengths[np.isfinite(lengths)], initial=0.0)) / self.radius
 
+    def count(self, dimension: int, *, longer: float, above: float) -> int:
+        """Return how many bars of `dimension` are longer than this, and of a death over birth above that."""
+        bars = self.bars[self.dimension == dimension]
+        return int(np.sum((bars[:, 1] - bars[:, 0] > longer) & (bars[:, 1] > above * bars[:, 0])))
+
     def entropy(self) -> float:
         """Return the persistence entropy of the loops."""
         share = self.lengths(1) / self.lengths(1).sum()

@@ -31,7 +31,7 @@ from mechint_core.geometry._point_cloud import (
 from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, rips_memory
 from mechint_core.geometry._vines import Vines
 from mechint_core.geometry.persistence_summaries import PersistenceSummariesConfig, persistence_summaries
-from mechint_core.kernels.resampling import estimate
+from mechint_core.kernels.resampling import critical_value, estimate
 from mechint_core.parallel import Rows, map_parallel
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -370,8 +370,7 @@ def _band(null: Float[np.ndarray, "draw checkpoint"]) -> Float[np.ndarray, "chec
     """Return the length that only 5 % of the null reach at each checkpoint."""
     if not len(null):
         return np.full(null.shape[1], NAN)
-    rank = int(0.05 * (len(null) + 1) + 1e-9)
-    return np.sort(null, axis=0)[-rank]
+    return critical_value(null)
 
 
 def _bounded(tested: Estimate, reach: float) -> Estimate:

@@ -6,7 +6,8 @@ Join points closer than r, for growing r. A class of H_k is born at r = b and fi
     null           l of Gaussian clouds with the same covariance, reduced to components and landmarks alike
     interval       l -+ q95 |l* - l|                          l* of half of the points, or of resampled means
     entropy        -sum p_i ln p_i,  p_i = l_i / sum l        over the H1 bars
-    Betti          bars longer than 95 % of the null clouds have anywhere in that dimension
+    Betti          bars longer than 95 % of the null clouds have anywhere in that dimension, and of a ratio d / b that
+                   holes of sampling alone do not reach [@bobrowski2023]
     sampling band  4 h: the cloud is within h of the one it samples with 95 % confidence, so its barcode is within
                    2 h of that one's [@cohensteiner2007], and a longer bar cannot vanish [@fasy2014]
 
@@ -33,8 +34,9 @@ from mechint_core.geometry._point_cloud import (
     subsample_displacement,
 )
 from mechint_core.geometry._roundest_plane import plane_of
+from mechint_core.geometry._sampling_noise import noise_ratios
 from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, points_within, rips_memory
-from mechint_core.kernels.resampling import estimate
+from mechint_core.kernels.resampling import critical_value, estimate
 from mechint_core.parallel import map_parallel
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -130,7 +132,7 @@ class PersistentHomology(Result):
     betti_0: int
     """Components beyond the band."""
     betti_1: int | float
-    """Loops beyond the band; NaN, like all that is said of loops, if `max_dimension` is 0."""
+    """Loops beyond the band and beyond sampling; NaN, like all that is said of loops, if `max_dimension` is 0."""
     band: float
     """Loops no longer than this are within what 95 % of the null clouds show. Without surrogates: `sampling_band`."""
     sampling_band: float
@@ -150,8 +152,10 @@ class PersistentHomology(Result):
     """In units of the points; by dimension, then longest first. One component never dies: infinity."""
     dimension: Int[np.ndarray, "bar"]
     betti: Int[np.ndarray, "dimension"]
-    """Bars beyond the band of their dimension."""
+    """Bars beyond the band of their dimension whose death over birth is above what sampling reaches."""
     bands: Float[np.ndarray, "dimension"]
+    noise_ratios: Float[np.ndarray, "dimension"]
+    """Death over birth that only 5 % of spheres without such holes reach; 1 for components, and without surrogates."""
     points: Float[np.ndarray, "row coordinate"]
     """The two leading components of the points used."""
     colour: Int[np.ndarray, "row"]
@@ -167,7 +171,9 @@ class PersistentHomology(Result):
             return f"{_count(int(self.betti_1), 'loop')} longer than sampling error; {length}. No null was drawn."
         against = f"a Gaussian cloud of the same covariance {longest.null:.2f}, p = {longest.p_value:.2g}"
         if self.betti_1 == 0:
-            return f"No loop beyond what a Gaussian cloud of the same covariance shows: {length} ({against})."
+            beyond = longest.value * self.enclosing_radius > self.band
+            chance = "so few points of a surface show" if beyond else "a Gaussian cloud of the same covariance shows"
+            return f"No loop beyond what {chance}: {length} ({against})."
         stand = "One loop stands out" if self.betti_1 == 1 else f"{self.betti_1} loops stand out"
         return f"{stand}: {length} ({against})."
 
@@ -184,8 +190,8 @@ def persistent_homology(
     the cloud is the mean activation of each value. It assumes that Euclidean distance between activations means
     something, and that each loop is sampled finely against its width. It cannot tell which variable runs around
     a loop, nor see a loop of small amplitude beside large variance elsewhere: then project on the components that
-    hold it. A small p-value says "longer than in a Gaussian cloud": mostly a hole, but in two or three dimensions a
-    cloud without tails (a filled square) gets one too often; then look at the length.
+    hold it. A small p-value says "longer than in a Gaussian cloud": mostly a hole, but the gaps between few points on
+    a surface, or of a cloud without tails, get one too often. `betti_1` counts what is more than such gaps.
 
     Parameters
     ----------
@@ -216,7 +222,8 @@ def persistent_homology(
     -----
     The surrogates keep the singular values and draw the left singular vectors anew, which is an exact test of
     "Gaussian with some covariance" that includes the choice of the leading components. Relative lengths are compared,
-    so the null has no scale. Betti numbers control the error per dimension over all of its bars.
+    so the null has no scale. Betti numbers control the error per dimension over all of its bars. The paper's law for
+    death over birth holds for independent points; landmarks are more even, so spheres are drawn and reduced alike.
 
     References
     ----------
@@ -224,6 +231,7 @@ def persistent_homology(
     [@tralie2018]
     [@cohensteiner2007]
     [@fasy2014]
+    [@bobrowski2023]
     [@desilva2004]
     [@langsrud2005]
     [@friedman1974]
@@ -249,9 +257,11 @@ def persistent_homology(
     null = _null(scores, len(observed.landmarks.index), config)
     lengths, displacement = _resampled(cloud.seen_along(centre, axes @ plane), observed, config)
     bands = _bands(observed, null, 4 * displacement, config)
-    counts = [int(np.sum(observed.lengths(k) > bands[k])) for k in range(config.max_dimension + 1)]
-    loops = config.max_dimension > 0
     used = observed.landmarks.index
+    sizes = len(cloud.points), len(used)
+    ratios = noise_ratios(*sizes, config.max_dimension, config.coefficient, n_draws=len(null), level=LEVEL)
+    counts = [observed.count(k, longer=bands[k], above=ratios[k]) for k in range(config.max_dimension + 1)]
+    loops = config.max_dimension > 0
     return PersistentHomology(
         longest_h1=_longest_h1(observed.longest(1), lengths, np.array([each.longest(1) for each in null]))
         if loops
@@ -271,6 +281,7 @@ def persistent_homology(
         dimension=observed.dimension,
         betti=np.array(counts),
         bands=bands,
+        noise_ratios=np.array(ratios),
         points=_two_columns((scores @ plane)[used]),
         colour=cloud.colour[used],
     )
@@ -366,9 +377,8 @@ def _bands(
     dimensions = range(config.max_dimension + 1)
     if not null:
         return np.full(len(dimensions), np.nan_to_num(sampling_band))
-    rank = int((1 - LEVEL) * (len(null) + 1) + 1e-9)  # then longer <=> (1 + #{null >= length}) / (1 + n) <= 5 %
-    longest = np.array([[each.longest(k) for each in null] for k in dimensions])
-    return observed.radius * np.sort(longest, axis=1)[:, -rank]
+    longest = np.array([[each.longest(k) for k in dimensions] for each in null])
+    return observed.radius * critical_value(longest, LEVEL)
 
 
 def _longest_h1(value: float, resampled: Float[np.ndarray, "resample"], null: Float[np.ndarray, "draw"]) -> Estimate:

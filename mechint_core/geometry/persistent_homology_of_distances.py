@@ -5,7 +5,8 @@ Join two points when their distance is at most r, for growing r. A class is born
     longest H1     l = max (min(d, R) - b) / R       R = min_i max_j d_ij, or the largest distance if some are missing
     null           l of the same distances given to pairs at random [@giusti2015]
     interval       l -+ q95 |l* - l|                 l* of half of the points
-    Betti          bars longer than 95 % of the null have anywhere in that dimension
+    Betti          bars longer than 95 % of the null have anywhere in that dimension, and of a ratio d / b that holes of
+                   sampling alone do not reach [@bobrowski2023]
     landmarks      births and deaths move by 2 `cover_radius` at most [@cohensteiner2007], if d is a metric
 
 Source: [@bauer2021], [@giusti2015], [@desilva2004].
@@ -23,8 +24,9 @@ from mechint_core.errors import MemoryBudgetError
 from mechint_core.figure import Barcode, Histogram
 from mechint_core.geometry._distance_pairs import Pairs
 from mechint_core.geometry._point_cloud import Landmarks
+from mechint_core.geometry._sampling_noise import noise_ratios
 from mechint_core.geometry.persistent_homology import FEWEST_SURROGATES, LEVEL, PersistentHomologyConfig
-from mechint_core.kernels.resampling import estimate
+from mechint_core.kernels.resampling import critical_value, estimate
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
 
@@ -93,7 +95,7 @@ class PersistentHomologyOfDistances(Result):
     betti_0: int
     """Components beyond the band."""
     betti_1: int | float
-    """Loops beyond the band; NaN if `max_dimension` is 0."""
+    """Loops beyond the band and beyond sampling; NaN if `max_dimension` is 0."""
     band: float
     """Loops no longer than this are within what 95 % of the null show; 0 where no null was drawn."""
     cut: float
@@ -116,6 +118,8 @@ class PersistentHomologyOfDistances(Result):
     dimension: Int[np.ndarray, "bar"]
     betti: Int[np.ndarray, "dimension"]
     bands: Float[np.ndarray, "dimension"]
+    noise_ratios: Float[np.ndarray, "dimension"]
+    """Death over birth that only 5 % of spheres without such holes reach; 1 for components, and without surrogates."""
     landmark: Int[np.ndarray, "row"]
     """The points used, by their place in the input."""
     distance: Float[np.ndarray, "pair"]
@@ -132,7 +136,9 @@ class PersistentHomologyOfDistances(Result):
             return f"{self.betti_1} loops; {length}. No null was drawn.{missing}"
         against = f"the same distances at random {longest.null:.2f}, p = {longest.p_value:.2g}"
         if self.betti_1 == 0:
-            return f"No loop beyond what a random arrangement of the distances shows: {length} ({against}).{missing}"
+            beyond = longest.value * self.cut > self.band
+            chance = "so few points of a surface show" if beyond else "a random arrangement of the distances shows"
+            return f"No loop beyond what {chance}: {length} ({against}).{missing}"
         stand = "One loop stands out" if self.betti_1 == 1 else f"{self.betti_1} loops stand out"
         return f"{stand}: {length} ({against}).{missing}"
 
@@ -154,6 +160,12 @@ class _Bars:
         bars = self.bars[self.dimension == dimension]
         ends = np.minimum(bars[:, 1], self.cut) if dimension else bars[:, 1]
         return ends - bars[:, 0]
+
+    def count(self, dimension: int, *, longer: float, above: float) -> int:
+        """Return how many bars of `dimension` are longer than this, and of a death over birth above that."""
+        births = self.bars[self.dimension == dimension][:, 0]
+        lengths = self.lengths(dimension)
+        return int(np.sum((lengths > longer) & (births + lengths > above * births)))
 
     def longest(self, dimension: int) -> float:
         lengths = self.lengths(dimension)
@@ -205,6 +217,7 @@ def persistent_homology_of_distances(
     ----------
     [@bauer2021]
     [@giusti2015]
+    [@bobrowski2023]
     [@desilva2004]
     [@cohensteiner2007]
 
@@ -226,7 +239,9 @@ def persistent_homology_of_distances(
     rng = generator(config.seed, "persistent_homology_of_distances", "surrogate")
     null = [_Bars.of(pairs.shuffled(rng), config) for _ in range(config.surrogates_for(pairs.n_points))]
     bands = _bands(observed, null, config)
-    counts = [int(np.sum(observed.lengths(k) > bands[k])) for k in range(config.max_dimension + 1)]
+    sizes = whole.n_points, pairs.n_points
+    ratios = noise_ratios(*sizes, config.max_dimension, config.coefficient, n_draws=len(null), level=LEVEL)
+    counts = [observed.count(k, longer=bands[k], above=ratios[k]) for k in range(config.max_dimension + 1)]
     loops = config.max_dimension > 0
     return PersistentHomologyOfDistances(
         longest_h1=_longest_h1(whole, observed, null, config) if loops else Estimate(NAN),
@@ -245,6 +260,7 @@ def persistent_homology_of_distances(
         dimension=observed.dimension,
         betti=np.array(counts),
         bands=bands,
+        noise_ratios=np.array(ratios),
         landmark=landmarks.index,
         distance=pairs.distance,
     )
@@ -295,6 +311,4 @@ def _bands(
     dimensions = range(config.max_dimension + 1)
     if not null:
         return np.zeros(len(dimensions))
-    rank = int((1 - LEVEL) * (len(null) + 1) + 1e-9)
-    longest = np.array([[each.longest(k) for each in null] for k in dimensions])
-    return observed.cut * np.sort(longest, axis=1)[:, -rank]
+    return observed.cut * critical_value(np.array([[each.longest(k) for k in dimensions] for each in null]), LEVEL)

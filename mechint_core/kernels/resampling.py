@@ -37,6 +37,12 @@ def p_value(observed: float, null: Float[np.ndarray, "draw"], tail: Tail = "grea
     return {"greater": above, "less": below, "two-sided": min(1.0, 2 * min(above, below))}[tail]
 
 
+def critical_value(null: Float[np.ndarray, "draw *each"], level: float = 0.95) -> Float[np.ndarray, "*each"]:
+    """Return what a statistic must exceed for a p-value of at most 1 - `level`; inf if so few draws allow none."""
+    allowed = int((1 - level) * (len(null) + 1) + 1e-9) - 1  # of the null's draws, at or above it
+    return np.asarray(np.sort(null, axis=0)[::-1][allowed]) if allowed >= 0 else np.full(null.shape[1:], np.inf)
+
+
 def estimate(
     value: float,
     *,

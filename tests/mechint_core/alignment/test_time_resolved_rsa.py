@@ -8,7 +8,7 @@ from scipy.spatial.distance import pdist
 from mechint_core.alignment import RSA, RSAConfig, TimeResolvedRSAConfig, _stacked, rsa, time_resolved_rsa
 from mechint_core.alignment._comparisons import coordinates
 from mechint_core.alignment._conditions import Draws, bootstrap_agreement, relabelled_agreement
-from mechint_core.alignment._stacked import ComparedModel, critical_value, stacked_distances
+from mechint_core.alignment._stacked import ComparedModel, stacked_distances
 from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.parallel import Backend, compute
 from mechint_core.random import generator
@@ -71,15 +71,6 @@ def test_onset__of_a_draw_ignores_lone_crossings_elsewhere():
     ], bool)  # fmt: skip
 
     assert _onsets(np.arange(8.0), significant, draws).tolist() == [2, 4, 3, 0]
-
-
-def test_critical_value__is_what_a_corrected_p_value_of_5_percent_must_exceed():
-    """Of 99 draws, (1 + 4) / 100 is 5 %: the fifth largest must be exceeded. 18 draws cannot give 5 %."""
-    null = generator(0, "null").permutation(np.arange(99.0))
-
-    assert critical_value(null, 0.95) == 94
-    assert critical_value(null[:18], 0.95) == np.inf
-    assert critical_value(null[:0], 0.95) == np.inf
 
 
 # Oracle

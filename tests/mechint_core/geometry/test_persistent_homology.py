@@ -123,18 +123,38 @@ def test_persistent_homology__sphere_has_one_void_and_no_loop():
         (manifolds.circle(150, noise=0.05, ambient=5), [1, 1]),
         (manifolds.figure_eight(200, noise=0.03), [1, 2]),
         (manifolds.clifford_torus(1000, noise=0.02), [1, 2]),
+        (manifolds.torus(1000), [1, 2]),
         (manifolds.sphere(400), [1, 0]),
     ],
-    ids=["circle", "figure eight", "torus", "sphere"],
+    ids=["circle", "figure eight", "flat torus", "torus", "sphere"],
 )
 def test_persistent_homology__default_settings_count_components_and_loops(cloud, betti):
     assert persistent_homology(cloud.points).betti.tolist() == betti
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize(
+    ("make", "betti"),
+    [
+        (manifolds.circle, [1, 1]),
+        (manifolds.sphere, [1, 0]),
+        (manifolds.torus, [1, 2]),
+        (manifolds.clifford_torus, [1, 2]),
+    ],
+)
+def test_persistent_homology__default_settings_count_loops_whatever_the_sample(make, betti, seed):
+    """Gaussian clouds alone are no measure of the gaps of a surface: they gave spheres up to 4 loops, tori up to 8."""
+    assert persistent_homology(make(500, seed=seed).points).betti.tolist() == betti
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cloud", "betti"),
-    [(manifolds.sphere(400), [1, 0, 1]), (manifolds.clifford_torus(1000), [1, 2, 1])],
+    [
+        (manifolds.sphere(1000), [1, 0, 1]),
+        (manifolds.torus(1000), [1, 2, 1]),
+    ],
     ids=["sphere", "torus"],
 )
 def test_persistent_homology__default_settings_count_voids(cloud, betti):
@@ -318,7 +338,8 @@ def test_persistent_homology__estimates_are_in_range_and_betti_agrees_with_p(see
 
     assert 0 <= longest.low <= longest.value <= longest.high <= 1
     assert 1 / 20 <= longest.p_value <= 1
-    assert (result.betti_1 > 0) == (longest.p_value <= 0.05)
+    assert (longest.value * result.enclosing_radius > result.band) == (longest.p_value <= 0.05)
+    assert result.betti_1 == 0 or longest.p_value <= 0.05
     assert np.all(result.bars[:, 1] > result.bars[:, 0])
 
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from scipy import stats
 
 from mechint_core.errors import ShapeError
-from mechint_core.kernels.resampling import block_indices, bootstrap_rows, estimate, p_value, percentile_interval
+from mechint_core.kernels.resampling import (
+    block_indices,
+    bootstrap_rows,
+    critical_value,
+    estimate,
+    p_value,
+    percentile_interval,
+)
 from mechint_core.random import generator
 
 draws = npst.arrays(np.float64, st.integers(1, 50), elements=st.floats(-100, 100))
@@ -33,6 +40,20 @@ def test_p_value__counts_the_observed_among_its_null():
     assert p_value(-1.0, null, "less") == 1 / 100
     assert p_value(1000.0, null, "two-sided") == 2 / 100
     assert p_value(49.0, null, "two-sided") == 1  # not 1.02
+
+
+def test_critical_value__is_what_a_p_value_of_5_percent_must_exceed():
+    null = generator(0, "null").permutation(99).astype(np.float64)
+
+    assert critical_value(null) == 94
+    assert p_value(94.1, null) <= 0.05 < p_value(94.0, null)
+    assert critical_value(null[:18]) == critical_value(null[:0]) == np.inf
+
+
+def test_critical_value__is_taken_of_each_column():
+    null = generator(0, "null").standard_normal((39, 3))
+
+    assert critical_value(null).tolist() == [float(critical_value(each)) for each in null.T]
 
 
 def test_p_value__is_nan_without_a_null_or_an_observation():
