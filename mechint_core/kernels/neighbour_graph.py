@@ -1,15 +1,18 @@
 """The nearest neighbours of every row, exactly: one graph for dimension, curvature, geodesics and mutual information.
 
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x y        the product x y of all pairs in float32, tile by tile
+    |x - y|^2 = |x|^2 + |y|^2 - 2 x y        the product x y in float32, block by block, once for x, y and y, x
     |fl(x y) - x y| <= c |x| |y|             c = 2 (gamma_D + 3 u), u = 2^-24, gamma_D = D u / (1 - D u) [@higham2002]
 
 The bound turns each product into an interval for the distance. A row is a candidate if the lower end of its interval
 is not above the k-th smallest upper end; the distances of the candidates are then taken from differences in float64.
-So the neighbours are exact, whatever the tiles and the workers, and near neighbours do not cancel to 0. Ties go to
+So the neighbours are exact, whatever the blocks and the workers, and near neighbours do not cancel to 0. Ties go to
 the row that comes first. Rows that are equal are one node of the graph, and counted.
 
+Blocks meet in rounds, as teams do: in round s, block b meets block b + s, around the circle. So each round begins with
+what all before have found, all of its meetings run at once, and after half of the circle everyone has met.
+
 Source: [@higham2002].
-Cost: 2 n^2 D float32 operations, in tiles of `TILE` pairs; 1.2 times the product itself at 10,000 x 512.
+Cost: n^2 D float32 operations, in products of `BLOCK_ROWS` squared.
 Chunked over: rows.
 """
 
@@ -27,8 +30,9 @@ from mechint_core.parallel import map_parallel
 from mechint_core.random import generator
 
 BLOCK_ROWS: Final = 1024
-TILE_COLUMNS: Final = 4096
-"""A tile of products is 16 MB: it is scanned before it leaves the cache of the last level."""
+"""A product of two blocks is 4 MB: it is scanned before it leaves the cache."""
+NOBODY: Final = 2**62
+"""The index of a neighbour that is not found yet: it comes after all others."""
 STRIDE: Final = 64
 """Pairs that are passed over at once if none of them can be a neighbour."""
 UNIT_ROUNDOFF: Final = 2.0**-24
@@ -110,16 +114,14 @@ def neighbour_graph(
         raise DegenerateInputError(
             f"points must hold more than n_neighbours = {n_neighbours} distinct rows. Got {len(first)}."
         )
-    table = _Table.of(checked[first] if len(first) < len(checked) else checked)
-    blocks = [slice(start, start + block_rows) for start in range(0, len(first), block_rows)]
-    found = map_parallel(partial(_neighbours, table, n_neighbours), blocks)
-    index, square = (np.concatenate(each) for each in zip(*found, strict=True))
-    if not (square.min() > 0 and np.isfinite(square.max())):
+    rows = _Rows.of(checked[first] if len(first) < len(checked) else checked)
+    found = _meet_all(rows, n_neighbours, block_rows)
+    if not (found.square.min() > 0 and np.isfinite(found.square.max())):
         raise DegenerateInputError(
             "points must lie where squared distances neither vanish nor overflow. Got distances outside of 1e-150 to "
             "1e150: rescale the points."
         )
-    return NeighbourGraph(index, np.sqrt(square), first, row)
+    return NeighbourGraph(found.index, np.sqrt(found.square), first, row)
 
 
 def checked_points(points: np.ndarray) -> np.ndarray:
@@ -170,7 +172,7 @@ def _accumulate(words: np.ndarray, weights: np.ndarray, hashes: np.ndarray) -> N
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class _Rows:
     """Distinct rows as they are, and centred in float32 with what bounds the error of their products."""
 
     exact: np.ndarray
@@ -179,9 +181,11 @@ class _Table:
     radius: Float[np.ndarray, "row"]
     bound: float
     """Of the error of 2 x y, relative to |x| |y|."""
+    first: int = 0
+    """The place of the first of them among all."""
 
     @classmethod
-    def of(cls, points: np.ndarray) -> "_Table":
+    def of(cls, points: np.ndarray) -> "_Rows":
         """Centre, and divide by the mean radius so that nothing over- or underflows."""
         centred = points - points.mean(axis=0, dtype=np.float64)
         centred /= np.abs(centred).max()
@@ -192,29 +196,72 @@ class _Table:
         bound = 2 * (units / (1 - units) + 3 * UNIT_ROUNDOFF) + 16 * UNIT_ROUNDOFF  # 16: the ends, in float32 too
         return cls(points, centred.astype(np.float32), radius**2, radius, bound)
 
+    def __getitem__(self, part: slice) -> "_Rows":
+        return _Rows(self.exact[part], self.rough[part], self.square[part], self.radius[part], self.bound, part.start)
 
-def _neighbours(
-    table: _Table, n_neighbours: int, rows: slice
-) -> tuple[Int[np.ndarray, "block neighbour"], Float[np.ndarray, "block neighbour"]]:
-    """Return neighbours and squared distances of a block of rows."""
-    first, stop = rows.start, min(rows.stop, len(table.rough))
-    upper = np.full((stop - first, n_neighbours), np.inf, dtype=np.float32)
-    square = np.full((stop - first, n_neighbours), np.inf)
-    index = np.full((stop - first, n_neighbours), -1)
-    candidate = np.empty((stop - first, 4 * n_neighbours + STRIDE), dtype=np.int64)
-    lower = np.empty(candidate.shape, dtype=np.float32)
-    n_candidates = np.zeros(stop - first, dtype=np.int64)
-    slack = np.float32(table.bound) * table.radius[first:stop]
-    room = np.empty((stop - first) * min(TILE_COLUMNS, len(table.rough)), dtype=np.float32)  # touched first only once
-    for start in range(0, len(table.rough), TILE_COLUMNS):
-        tile = slice(start, start + TILE_COLUMNS)
-        width = min(TILE_COLUMNS, len(table.rough) - start)
-        products = room[: (stop - first) * width].reshape(stop - first, width)
-        np.matmul(table.rough[first:stop], table.rough[tile].T, out=products)
-        ends = products, slack, table.radius[tile], table.square[tile]
-        _scan(*ends, table.exact, first, start, upper, candidate, lower, n_candidates, square, index)
-    _measure_all(table.exact, first, upper, candidate, lower, n_candidates, square, index)
-    return index, square
+
+@dataclass(frozen=True, slots=True)
+class _Nearest:
+    """The nearest of some rows so far."""
+
+    upper: Float[np.ndarray, "row neighbour"]
+    """The smallest upper ends of intervals, ascending."""
+    square: Float[np.ndarray, "row neighbour"]
+    index: Int[np.ndarray, "row neighbour"]
+
+    @classmethod
+    def nobody(cls, n_rows: int, n_neighbours: int) -> "_Nearest":
+        """Return what is known before anyone is met."""
+        shape = (n_rows, n_neighbours)
+        return cls(np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf), np.full(shape, NOBODY))
+
+    @property
+    def limit(self) -> Float[np.ndarray, "row"]:
+        """Return the k-th smallest upper end: whoever lies beyond it is no neighbour."""
+        return self.upper[:, -1]
+
+    def __getitem__(self, part: slice) -> "_Nearest":
+        return _Nearest(self.upper[part], self.square[part], self.index[part])
+
+    def keep(self, others: "_Nearest") -> None:
+        """Keep the nearest of these and `others`."""
+        _merge(self.upper, self.square, self.index, others.upper, others.square, others.index)
+
+
+def _meet_all(rows: _Rows, n_neighbours: int, block_rows: int) -> _Nearest:
+    """Let every block meet every other, and itself."""
+    n_rows = len(rows.exact)
+    nearest = _Nearest.nobody(n_rows, n_neighbours)
+    blocks = [slice(start, min(start + block_rows, n_rows)) for start in range(0, n_rows, block_rows)]
+    for step in range(len(blocks) // 2 + 1):
+        halfway = step > 0 and 2 * step == len(blocks)  # then b meets b + s and b + s meets b
+        here = blocks[: len(blocks) // 2] if halfway else blocks
+        pairs = list(zip(here, blocks[step:] + blocks[:step], strict=False))
+        meetings = [(rows[a], rows[b], nearest[a].limit, nearest[b].limit) for a, b in pairs]
+        for pair, found in zip(pairs, map_parallel(partial(_meet, n_neighbours), meetings), strict=True):
+            for part, those in zip(pair, found, strict=False):
+                nearest[part].keep(those)
+    return nearest
+
+
+def _meet(n_neighbours: int, meeting: tuple[_Rows, _Rows, np.ndarray, np.ndarray]) -> list[_Nearest]:
+    """Return the nearest of the rows of one block in the other, and if they are two, also the reverse."""
+    these, those, limit, other_limit = meeting
+    products = these.rough @ those.rough.T
+    found = [_scanned(products, these, those, limit, n_neighbours)]
+    if these.first != those.first:
+        found.append(_scanned(products.T, those, these, other_limit, n_neighbours))
+    return found
+
+
+def _scanned(products: np.ndarray, rows: _Rows, others: _Rows, limit: np.ndarray, n_neighbours: int) -> _Nearest:
+    """Return who among `others` is nearest to each row, and within its limit."""
+    found = _Nearest.nobody(len(products), n_neighbours)
+    slack, offset = np.float32(rows.bound) * rows.radius, rows.first - others.first
+    ends = slack, others.radius, others.square, limit
+    _scan(products, *ends, rows.exact, others.exact, offset, found.upper, found.square, found.index)
+    found.index[found.index < NOBODY] += others.first
+    return found
 
 
 @njit(nogil=True, cache=True)
@@ -224,84 +271,67 @@ def _scan(
     slack: np.ndarray,
     radius: np.ndarray,
     square_norm: np.ndarray,
-    exact: np.ndarray,
-    first: int,
-    start: int,
+    limit: np.ndarray,
+    rows: np.ndarray,
+    others: np.ndarray,
+    offset: int,
     upper: np.ndarray,
-    candidate: np.ndarray,
-    lower: np.ndarray,
-    n_candidates: np.ndarray,
     square: np.ndarray,
     index: np.ndarray,
 ) -> None:
-    """Note every row of one tile whose interval reaches below the k-th smallest upper end so far."""
-    last = upper.shape[1] - 1
-    for i in range(len(products)):
-        for a in range(0, products.shape[1], STRIDE):
-            b = min(a + STRIDE, products.shape[1])
-            if _lowest(products[i, a:b], slack[i], radius[a:b], square_norm[a:b]) > upper[i, last]:
-                continue
-            for j in range(a, b):
-                width = slack[i] * radius[j] + ROUNDING * square_norm[j] + TINY
-                middle = square_norm[j] - np.float32(2) * products[i, j]
-                if middle - width > upper[i, last] or start + j == first + i:
+    """Note who has an interval that reaches below the k-th smallest upper end so far, and measure who still does."""
+    n_rows, n_others = products.shape
+    margin = ROUNDING * square_norm + TINY
+    least = np.empty((-(-n_others // STRIDE), STRIDE), dtype=np.float32)
+    candidate, lower = np.empty(n_others, dtype=np.int64), np.empty(n_others, dtype=np.float32)
+    for top in range(0, n_rows, STRIDE):
+        bottom = min(top + STRIDE, n_rows)
+        for s in range(len(least)):
+            a, b = s * STRIDE, min((s + 1) * STRIDE, n_others)
+            _lowest(products[top:bottom, a:b], slack[top:bottom], radius[a:b], square_norm[a:b], margin[a:b], least[s])
+        for i in range(top, bottom):
+            most, n_candidates = limit[i], 0
+            for s in range(len(least)):
+                if least[s, i - top] > most:
                     continue
-                if middle + width < upper[i, last]:
+                for j in range(s * STRIDE, min((s + 1) * STRIDE, n_others)):
+                    width = slack[i] * radius[j] + margin[j]
+                    middle = square_norm[j] - np.float32(2) * products[i, j]
+                    if middle - width > most or j == offset + i:
+                        continue
                     _insert(middle + width, 0, upper[i], index[i, :0])
-                candidate[i, n_candidates[i]], lower[i, n_candidates[i]] = start + j, middle - width
-                n_candidates[i] += 1
-                if n_candidates[i] == candidate.shape[1]:
-                    n_candidates[i] = _drop(upper[i, last], candidate[i], lower[i])
-                if n_candidates[i] == candidate.shape[1]:  # many rows so near that float32 cannot tell them apart
-                    _measure(exact, first + i, candidate[i], square[i], index[i])
-                    n_candidates[i] = 0
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _drop(limit: float, candidate: np.ndarray, lower: np.ndarray) -> int:
-    """Keep, in their order, the candidates that still reach below `limit`; return how many."""
-    kept = 0
-    for c in range(len(candidate)):
-        if lower[c] <= limit:
-            candidate[kept], lower[kept] = candidate[c], lower[c]
-            kept += 1
-    return kept
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _measure_all(
-    exact: np.ndarray,
-    first: int,
-    upper: np.ndarray,
-    candidate: np.ndarray,
-    lower: np.ndarray,
-    n_candidates: np.ndarray,
-    square: np.ndarray,
-    index: np.ndarray,
-) -> None:
-    for i in range(len(upper)):
-        kept = _drop(upper[i, -1], candidate[i, : n_candidates[i]], lower[i])
-        _measure(exact, first + i, candidate[i, :kept], square[i], index[i])
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _measure(exact: np.ndarray, x: int, candidate: np.ndarray, square: np.ndarray, index: np.ndarray) -> None:
-    for y in candidate:
-        _insert(_squared_distance(exact[x], exact[y]), y, square, index)
+                    most = min(most, upper[i, -1])
+                    candidate[n_candidates], lower[n_candidates] = j, middle - width
+                    n_candidates += 1
+            for c in range(n_candidates):
+                if lower[c] <= most:
+                    y = candidate[c]
+                    _insert(_squared_distance(rows[i], others[y]), y, square[i], index[i])
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 @no_type_check
-def _lowest(products: np.ndarray, slack: float, radius: np.ndarray, square_norm: np.ndarray) -> float:
-    """Return a lower bound of the lower ends of a few pairs: without a branch, so that it runs 16 pairs at once."""
-    least = np.float32(np.inf)
-    for j in range(len(products)):
-        width = slack * radius[j] + ROUNDING * square_norm[j] + TINY
-        least = min(least, square_norm[j] - np.float32(2) * products[j] - width)
-    return least
+def _lowest(
+    products: np.ndarray,
+    slack: np.ndarray,
+    radius: np.ndarray,
+    square_norm: np.ndarray,
+    margin: np.ndarray,
+    least: np.ndarray,
+) -> None:
+    """Write the least lower end of each row: without a branch, and along memory, so that 16 pairs run at once."""
+    n_rows, n_others = products.shape
+    least[:] = np.float32(np.inf)
+    if products.strides[1] == products.itemsize:
+        for i in range(n_rows):
+            for j in range(n_others):
+                width = slack[i] * radius[j] + margin[j]
+                least[i] = min(least[i], square_norm[j] - np.float32(2) * products[i, j] - width)
+    else:
+        for j in range(n_others):
+            for i in range(n_rows):
+                width = slack[i] * radius[j] + margin[j]
+                least[i] = min(least[i], square_norm[j] - np.float32(2) * products[i, j] - width)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -317,15 +347,34 @@ def _squared_distance(x: np.ndarray, y: np.ndarray) -> float:
 @njit(nogil=True, cache=True)
 @no_type_check
 def _insert(value: float, y: int, values: np.ndarray, index: np.ndarray) -> None:
-    """Keep the smallest values in ascending order; of equal ones the earlier row, which comes first, stays first."""
+    """Keep the smallest values in ascending order, and whose they are; of equal ones the earlier row comes first."""
+    named = len(index) > 0
     at = len(values) - 1
-    if value >= values[at]:
+    if value > values[at] or (value == values[at] and not (named and y < index[at])):
         return
-    while at > 0 and values[at - 1] > value:
+    while at > 0 and (values[at - 1] > value or (named and values[at - 1] == value and index[at - 1] > y)):
         values[at] = values[at - 1]
-        if len(index):
+        if named:
             index[at] = index[at - 1]
         at -= 1
     values[at] = value
-    if len(index):
+    if named:
         index[at] = y
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _merge(
+    upper: np.ndarray,
+    square: np.ndarray,
+    index: np.ndarray,
+    other_upper: np.ndarray,
+    other_square: np.ndarray,
+    other_index: np.ndarray,
+) -> None:
+    for i in range(len(square)):
+        for k in range(other_square.shape[1]):
+            if other_upper[i, k] > upper[i, -1] and other_square[i, k] > square[i, -1]:
+                break
+            _insert(other_upper[i, k], 0, upper[i], index[i, :0])
+            _insert(other_square[i, k], other_index[i, k], square[i], index[i])

@@ -88,11 +88,10 @@ def test_neighbour_graph__is_exact_where_one_unit_dwarfs_the_others():
 # Law
 @settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 70), st.sampled_from([1, 2]), st.sampled_from([1.0, 1e-3, 1e-7]))
-def test_neighbour_graph__same_bits_for_any_blocks_tiles_and_workers(seed, block_rows, threads, spread):
+def test_neighbour_graph__same_bits_for_any_blocks_and_workers(seed, block_rows, threads, spread):
     points = np.repeat(cloud(20, 4, seed=seed), 3, axis=0) + spread * cloud(60, 4, seed=seed + 1)
     whole = neighbour_graph(points, 6)
-    with compute(Backend(threads=threads)), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE_COLUMNS", 7)
+    with compute(Backend(threads=threads)):
         parts = neighbour_graph(points, 6, block_rows=block_rows)
 
     np.testing.assert_array_equal(parts.index, whole.index)
