@@ -284,12 +284,14 @@ def services() -> Generator[None]:
     """Start what a flow needs, show its progress, and stop what was started."""
     from flows.progress import shown_on
     from flows.services import prefect_server, wait_for
+    from mechint_core.parallel import local_processes
+    from tasks.settings import settings
 
     with prefect_server() as url:
         importlib.import_module("flows.monitor_training")  # 5 s of imports, while the server starts
 
         wait_for(url)
-        with shown_on(out):
+        with local_processes(settings().backend), shown_on(out):
             yield
 
 

@@ -160,10 +160,17 @@ def _frequencies(results: _ByName) -> Finding | None:
 def _circle(results: _ByName) -> Finding | None:
     """Compare the longest loop of the answers' representation at the last checkpoint and in the untrained network."""
     clouds = results.through_training("persistent_homology", "residual")
-    if len(clouds) < 2:
+    around = results.through_training("circular_coordinates", "residual")
+    if len(clouds) < 2 or not around:
         return None
     first, last = clouds[0], clouds[-1]
-    sentence = f"After training: {last.reading} Untrained: {first.reading}"
+    turn = around[-1].estimates["recovery"]
+    follows = "follows" if turn.p_value <= ALPHA else "is not known to follow"
+    sentence = (
+        f"After training: {last.reading} Untrained: {first.reading} The angle around the trained one {follows} the "
+        f"answer at frequency {abs(int(around[-1].flags['frequency']))}: recovery {turn.value:.3f} "
+        f"[{turn.low:.3f}, {turn.high:.3f}], of rearranged answers {turn.null:.2f} (p = {turn.p_value:.2g})."
+    )
     return Finding("The answers lie on a circle", sentence, last.estimates["longest_h1"], "persistent_homology")
 
 

@@ -6,8 +6,10 @@ from prefect.futures import as_completed
 
 from flows.progress import stage
 from mechint_core.errors import MechintError
+from mechint_core.parallel import local_processes
 from tasks.catalogue import TECHNIQUES
 from tasks.references import Work
+from tasks.settings import settings
 
 
 class AnalysisError(MechintError, RuntimeError):
@@ -23,7 +25,7 @@ def raise_failures(failures: Sequence[str]) -> None:
 def run_pending(name: str, work: Sequence[Work], failures: list[str]) -> int:
     """Submit what the store does not hold; gather failures, so that one bad analysis does not cost the others."""
     todo = [each for each in work if not each.is_done()]
-    with stage(name, len(todo)) as advance:
+    with local_processes(settings().backend), stage(name, len(todo)) as advance:
         submitted = {TECHNIQUES[each.technique].submit(each): each for each in todo}
         for future in as_completed(list(submitted)):
             each = submitted[future]

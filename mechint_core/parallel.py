@@ -14,6 +14,8 @@ Where the work runs is said once, by whoever starts it, and techniques do not kn
 
     with compute(Backend(processes=2)):
         ...
+
+Who starts many such blocks wraps them in `local_processes`, so that the processes start once.
 """
 
 import os
@@ -23,6 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
@@ -91,6 +94,9 @@ class Backend:
 
 _BACKEND: ContextVar[Backend] = ContextVar("mechint_backend", default=Backend())  # noqa: B039 - frozen
 _CLIENT: ContextVar[Any] = ContextVar("mechint_dask_client", default=None)
+_KEPT: dict[Backend, Any] = {}
+"""The clusters of `local_processes`: of this process, since every thread of it may use them. None: not started yet."""
+_STARTING = Lock()
 
 
 @contextmanager
@@ -103,10 +109,7 @@ def compute(backend: Backend) -> Generator[None]:
             return
         from distributed import Client  # here: 0.6 s that threads never need
 
-        where: dict[str, Any] = {"address": backend.address}
-        if not backend.address:
-            where = {"n_workers": backend.processes, "threads_per_worker": 1, "dashboard_address": None}
-        with Client(**where, set_as_default=False) as client:
+        with Client(**_where(backend), set_as_default=False) as client:
             connected = _CLIENT.set(client)
             try:
                 yield
@@ -114,6 +117,37 @@ def compute(backend: Backend) -> Generator[None]:
                 _CLIENT.reset(connected)
     finally:
         _BACKEND.reset(chosen)
+
+
+@contextmanager
+def local_processes(backend: Backend) -> Generator[None]:
+    """Keep the local processes that `compute(backend)` starts inside this block, in any thread, until its end."""
+    if not backend.processes or backend in _KEPT:
+        yield
+        return
+    _KEPT[backend] = None
+    try:
+        yield
+    finally:
+        cluster = _KEPT.pop(backend)
+        if cluster is not None:
+            cluster.close()
+
+
+def _where(backend: Backend) -> dict[str, Any]:
+    """Return what a client connects to, or starts."""
+    if backend.address:
+        return {"address": backend.address}
+    page = "127.0.0.1:0"  # any free port; its own choice is a fixed one
+    workers: dict[str, Any] = {"n_workers": backend.processes, "threads_per_worker": 1, "dashboard_address": page}
+    if backend not in _KEPT:
+        return workers
+    from distributed import LocalCluster
+
+    with _STARTING:
+        if _KEPT[backend] is None:
+            _KEPT[backend] = LocalCluster(**workers)
+    return {"address": _KEPT[backend].scheduler_address}
 
 
 def map_parallel(function: Callable[[Item], Out], items: Iterable[Item]) -> list[Out]:

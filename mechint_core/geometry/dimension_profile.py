@@ -66,6 +66,8 @@ class DimensionProfile(Result):
     n_sites: int
     n_undefined: int
     """Dimensions that are NaN, and left out."""
+    n_below_one: int
+    """Dimensions whose interval lies below 1: where samples come in tight groups, which is no dimension."""
     site: Annotated[tuple[str, ...], "site"]
     step: Int[np.ndarray, "checkpoint"]
     dimension: Float[np.ndarray, "site checkpoint"]
@@ -84,10 +86,12 @@ class DimensionProfile(Result):
         if not change.p_value <= 0.05:
             text = f"Training is not known to change the dimension: {known}"
         last = self.dimension[:, -1]
-        if self.n_sites == 1 or not np.isfinite(last).any():
-            return f"{text}."
-        low, high = int(np.nanargmin(last)), int(np.nanargmax(last))
-        return f"{text}; in the end {self.site[low]} has {last[low]:.1f} and {self.site[high]} {last[high]:.1f}."
+        if self.n_sites > 1 and np.isfinite(last).any():
+            low, high = int(np.nanargmin(last)), int(np.nanargmax(last))
+            text += f"; in the end {self.site[low]} has {last[low]:.1f} and {self.site[high]} {last[high]:.1f}"
+        if self.n_below_one:
+            text += f". {self.n_below_one} are below one, where samples come in tight groups: compare larger scales"
+        return f"{text}."
 
 
 def dimension_profile(
@@ -147,6 +151,7 @@ def dimension_profile(
         spread=_spread(d[-1], error[-1]),
         n_sites=d.shape[1],
         n_undefined=int(np.isnan(d).sum()),
+        n_below_one=int(np.sum(high < 1)),
         site=config.names or tuple(str(each) for each in range(d.shape[1])),
         step=step,
         dimension=dimension.T,

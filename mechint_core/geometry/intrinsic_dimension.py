@@ -172,6 +172,8 @@ class IntrinsicDimension(Result):
         if np.isfinite(d.p_value):
             fewer = "fewer than" if d.p_value <= 0.05 else "no fewer than"
             text += f": {fewer} a Gaussian cloud of the same covariance ({d.null:.1f}, p = {d.p_value:.2g})"
+        if d.high < 1:
+            text += ". Fewer than one: samples come in tight groups, such as near copies; read larger scales"
         left_out = self.n_duplicates + self.n_near_duplicates
         return f"{text}." + (f" {left_out} copies of other samples were left out." if left_out else "")
 

@@ -65,6 +65,28 @@ def test_describe_geometry__a_second_run_computes_nothing(tmp_path: Path):
     assert stored("persistent_homology", "out", STEPS[-1]).provenance["made_at"] == made
 
 
+@pytest.mark.slow
+def test_describe_geometry__same_numbers_by_threads_by_processes_and_on_a_cluster(tmp_path: Path, monkeypatch):
+    from distributed import LocalCluster
+
+    section = {"label": "probe.label", "options": FEW, "sites": ["out"], "steps": ["last"]}
+    path, found = write_run(tmp_path, geometry=[section]), {}
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
+        where = {"threads": {}, "processes": {"PROCESSES": "2"}, "cluster": {"DASK_ADDRESS": cluster.scheduler_address}}
+        for place, given in where.items():
+            with monkeypatch.context() as patch:
+                patch.setenv("MECHINT_HOME", str(tmp_path / place))
+                for name, value in given.items():
+                    patch.setenv(f"MECHINT_{name}", value)
+                settings.cache_clear()
+                describe_geometry(path)
+                store = ActivationStore(settings().store_location)
+                found[place] = {key: store.result_provenance(key)["digest"] for key in store.results(run="tiny")}
+
+    assert {"persistent_homology", "geodesic_distances"} <= {key.technique for key in found["threads"]}
+    assert found["processes"] == found["cluster"] == found["threads"]
+
+
 def test_plan__geometry_is_part_of_a_run(tmp_path: Path):
     path = write_run(tmp_path, analyses=[], geometry=[{}, {"name": "end", "steps": ["last"], "sites": ["out"]}])
 

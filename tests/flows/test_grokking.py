@@ -80,6 +80,21 @@ class TestDemonstration:
         assert untrained.value < 0.4
         assert untrained.p_value > 0.05
 
+    def test_loop__its_angle_is_the_answer_times_a_key_frequency(self):
+        """Read off the angle alone, no answer is more than two places off on the circle of 59, and most are exact."""
+        found = through_training("circular_coordinates", "residual")
+        untrained, trained = found[0], found[-1]
+        frequency, answer = int(trained.flags["frequency"]), trained.arrays["colour"]
+        behind = np.exp(1j * (trained.arrays["angle"] - 2 * np.pi * frequency * answer / 59))
+        steps_off = np.angle(behind / behind.mean()) * 59 / (2 * np.pi)
+
+        assert trained.estimates["recovery"].value > 0.98
+        assert trained.estimates["recovery"].p_value <= 0.01
+        assert abs(frequency) in through_training("fourier_components", "residual")[-1].arrays["key"]
+        assert np.abs(steps_off).max() < 2
+        assert np.median(np.abs(steps_off)) < 0.5
+        assert untrained.estimates["recovery"].value < 0.5
+
     def test_drift__has_a_burst_at_the_transition(self):
         drift = overall("representational_drift", "residual").arrays
         memorised, generalised = first_step("train_accuracy", 0.99), first_step("test_accuracy", 0.99)

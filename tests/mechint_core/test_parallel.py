@@ -1,12 +1,24 @@
 """One driver: the same answer on threads, on processes, on a cluster, for every chunking."""
 
+import os
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 
 from mechint_core.errors import ConfigurationError, ShapeError
-from mechint_core.parallel import LANES, Backend, Reduction, Rows, compute, map_parallel, n_workers, reduce_rows
+from mechint_core.parallel import (
+    LANES,
+    Backend,
+    Reduction,
+    Rows,
+    compute,
+    local_processes,
+    map_parallel,
+    n_workers,
+    reduce_rows,
+)
 from mechint_core.random import generator
 
 
@@ -87,10 +99,27 @@ def test_compute__local_processes_and_a_remote_address_agree_with_threads():
         assert n_workers() == 2
         assert map_parallel(square, range(10)) == [n * n for n in range(10)]
         assert reduce_rows(SUM, x, block_rows=8).tobytes() == here
-    cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
     with cluster, compute(Backend(address=cluster.scheduler_address)):
         assert reduce_rows(SUM, x, block_rows=8).tobytes() == here
     assert map_parallel(square, [3]) == [9]
+
+
+def process_number(_: int) -> int:
+    return os.getpid()
+
+
+def test_local_processes__start_once_for_all_blocks_and_stop():
+    backend, seen = Backend(processes=1), []
+    with local_processes(backend), local_processes(backend):
+        for _ in range(2):
+            with compute(backend):
+                seen += map_parallel(process_number, range(2))
+    with compute(backend):
+        other = map_parallel(process_number, range(2))
+
+    assert len(set(seen)) == 1
+    assert not {*other, os.getpid()} & set(seen)
 
 
 def test_map_parallel__raises_what_the_function_raised():

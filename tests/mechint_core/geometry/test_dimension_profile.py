@@ -46,6 +46,14 @@ def test_dimension_profile__leaves_out_what_is_undefined():
     assert np.isfinite(found.typical).all()
 
 
+def test_dimension_profile__says_where_samples_come_in_groups():
+    dimension = np.array([[8.0, 0.3], [6.0, 0.2], [4.0, 1.1]])
+    found = dimension_profile(dimension, dimension / 1.2, dimension * 1.2, STEP)
+
+    assert found.n_below_one == 2
+    assert "2 are below one" in found.reading()
+
+
 def test_dimension_profile__of_one_site_has_no_spread():
     found = dimension_profile(*table(n_sites=1), STEP)
 

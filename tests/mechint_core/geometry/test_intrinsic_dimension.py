@@ -86,6 +86,17 @@ def test_intrinsic_dimension__parts_of_different_dimension_have_local_ones():
     assert np.median(local[500:]) == pytest.approx(4.7, abs=0.6)
 
 
+def test_intrinsic_dimension__groups_of_samples_are_no_dimension():
+    """Every sample beside a near copy: the ratio of its two distances says how near, and nothing else."""
+    once = manifolds.swiss_roll(600).points
+    near = once + 1e-2 * generator(0, "jitter").standard_normal(once.shape)
+    result = intrinsic_dimension(np.concatenate([once, near]), config=estimates_only())
+
+    assert result.two_nn.high < 1
+    assert result.dimension_by_scale[-1] == pytest.approx(2, abs=0.3)
+    assert "tight groups" in result.reading()
+
+
 def test_intrinsic_dimension__null_tells_a_curved_manifold_from_a_gaussian_cloud():
     config = IntrinsicDimensionConfig(n_surrogates=39, n_calibrations=0)
     curved = intrinsic_dimension(manifolds.hypersphere(500, dimension=2, ambient=10).points, config=config)
