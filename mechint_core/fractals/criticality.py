@@ -15,7 +15,7 @@ Chunked over: time.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -160,10 +160,8 @@ class CriticalityResult(Result):
     """x_min of the fit of durations, in bins."""
     n_avalanches: int
     n_in_size_tail: int
+    """Avalanches that the law is fitted to."""
     n_in_duration_tail: int
-    size_tail_share: float
-    """Of the avalanches, those in the tail that the law is fitted to."""
-    duration_tail_share: float
     n_cut: int
     """Avalanches that an end of the recording cuts, and that are left out."""
     n_bins: int
@@ -316,41 +314,30 @@ def criticality(
     ranges = config.ranges()
     size, duration = fit_tails(found, ranges)
     values = Exponents.of(found, size, duration).numbers()
-    n_draws = config.n_surrogates
-    null = shifted(events, ranges, width=width, level=level, n_draws=n_draws, seed=config.seed)
+    null = shifted(events, ranges, width=width, level=level, n_draws=config.n_surrogates, seed=config.seed)
     usable = bool(np.isfinite(values[:2]).any())
     draws = resampled(found, ranges, config.n_bootstrap if usable else 0, config.seed)
-    branching = Branching.of(activity, config.max_lag, n_draws=config.n_bootstrap, n_orders=n_draws, seed=config.seed)
+    silent = silent_shares(activity, level, config.n_bootstrap, config.seed)
+    branching = Branching.of(
+        activity, config.max_lag, n_draws=config.n_bootstrap, n_orders=config.n_surrogates, seed=config.seed
+    )
     low, high = percentile_interval(draws[:, 4])
     length, mean_size, weight = mean_sizes(found, duration)
-    against = {"size": Comparisons.of(size), "duration": Comparisons.of(duration)}
     return CriticalityResult(
         size_exponent=estimate(values[0], bootstrap=draws[:, 0], null=null[:, 2], tail="two-sided"),
         duration_exponent=estimate(values[1], bootstrap=draws[:, 1], null=null[:, 3], tail="two-sided"),
         growth_exponent=estimate(values[2], bootstrap=draws[:, 2], null=null[:, 4], tail="two-sided"),
         predicted_growth=estimate(values[3], bootstrap=draws[:, 3]),
         crackling_difference=Estimate(values[4], low, high, 0.0),
-        size_distance=_distance(size, config, "size"),
-        duration_distance=_distance(duration, config, "duration"),
         branching_ratio=branching.corrected,
         naive_branching_ratio=branching.naive,
         autocorrelation_time=branching.time(width),
         descendants=estimate(values[5], bootstrap=draws[:, 5], null=null[:, 1], tail="two-sided"),
-        silent_share=estimate(
-            found.n_silent / activity.size,
-            bootstrap=silent_shares(activity, level, config.n_bootstrap, config.seed),
-            null=null[:, 0],
-        ),
+        silent_share=estimate(found.n_silent / activity.size, bootstrap=silent, null=null[:, 0]),
         exponents_consistent=low <= 0 <= high,
         branching_applies=branching.applies,
         ratio_with_offset=branching.with_offset,
-        smallest_size=size.start,
-        smallest_duration=duration.start,
         n_avalanches=found.size.size,
-        n_in_size_tail=size.n_tail,
-        n_in_duration_tail=duration.n_tail,
-        size_tail_share=size.n_tail / max(1, found.size.size),
-        duration_tail_share=duration.n_tail / max(1, found.size.size),
         n_cut=found.n_cut,
         n_bins=activity.size,
         n_silent=found.n_silent,
@@ -362,25 +349,15 @@ def criticality(
         n_flat=events.n_flat,
         n_usable_surrogates=int(np.isfinite(null[:, 2:]).any(axis=1).sum()),
         model=ALTERNATIVES,
-        size_likelihood_ratio=against["size"].ratio,
-        size_ratio_statistic=against["size"].statistic,
-        size_ratio_p_value=against["size"].p_value,
-        duration_likelihood_ratio=against["duration"].ratio,
-        duration_ratio_statistic=against["duration"].statistic,
-        duration_ratio_p_value=against["duration"].p_value,
         avalanche_size=found.size,
         avalanche_duration=found.duration,
-        size=size.value,
-        size_survival=size.survival(),
-        fitted_size_survival=size.fitted_survival(),
-        duration=length,
-        duration_survival=duration.survival(),
-        fitted_duration_survival=duration.fitted_survival(),
         mean_size=mean_size,
         fitted_mean_size=fitted_sizes(length, mean_size, weight),
         lag=branching.lag,
         slope_by_lag=branching.slopes,
         fitted_slope_by_lag=branching.fitted,
+        **_of_law("size", size, config),
+        **_of_law("duration", duration, config),
     )
 
 
@@ -395,6 +372,18 @@ def _varying(activity: Int[np.ndarray, "time"], width: int) -> Int[np.ndarray, "
     return activity
 
 
-def _distance(law: ZetaTail, config: CriticalityConfig, word: str) -> Estimate:
+def _of_law(word: str, law: ZetaTail, config: CriticalityConfig) -> dict[str, Any]:
+    """Return the fields that say how sizes, or durations, follow their power law."""
     null, p = law.goodness(config.n_simulations, config.seed, word)
-    return Estimate(law.distance, null=null, p_value=p)
+    against = Comparisons.of(law)
+    return {
+        f"{word}_distance": Estimate(law.distance, null=null, p_value=p),
+        f"smallest_{word}": law.start,
+        f"n_in_{word}_tail": law.n_tail,
+        f"{word}_likelihood_ratio": against.ratio,
+        f"{word}_ratio_statistic": against.statistic,
+        f"{word}_ratio_p_value": against.p_value,
+        word: law.value,
+        f"{word}_survival": law.survival(),
+        f"fitted_{word}_survival": law.fitted_survival(),
+    }
