@@ -14,6 +14,8 @@ UNPRINTABLE = re.compile(
 )
 """Characters that XML refuses, that cannot be written as UTF-8, or that reorder the text around them."""
 SMALLEST_P = 1e-4
+MOST_REASONS = 4
+"""Flags that are named beside an undefined estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,10 @@ def why_undefined(name: str, flags: Mapping[str, float]) -> str:
     """Return the flags that may say why the estimate `name` is NaN, or that none does."""
     raised = {flag: value for flag, value in flags.items() if (value == 0) == (flag == "converged")}
     own = {flag: value for flag, value in raised.items() if name in flag}
-    told = ", ".join(f"{spaced(flag)} = {number(value)}" for flag, value in (own or raised).items())
-    return told or "no flag says why"
+    known = {flag: value for flag, value in (own or raised).items() if math.isfinite(value)}
+    told = [f"{spaced(flag)} = {number(value)}" for flag, value in known.items()]
+    more = [f"{len(told) - MOST_REASONS} more flags below"] if len(told) > MOST_REASONS else []
+    return ", ".join(told[:MOST_REASONS] + more) or "no flag says why"
 
 
 def duration(seconds: float | int) -> str:

@@ -97,6 +97,12 @@ def test_why_undefined__prefers_the_flag_that_names_the_estimate():
     assert why_undefined("slope", {"converged": 1.0}) == "no flag says why"
 
 
+def test_why_undefined__names_a_few_flags_and_none_that_is_undefined_itself():
+    flags = {"scale": math.nan} | {f"n_{letter}": 1.0 for letter in "abcdef"}
+
+    assert why_undefined("slope", flags) == "n a = 1, n b = 1, n c = 1, n d = 1, 2 more flags below"
+
+
 def test_names__are_written_as_words():
     assert heading("linear_cka") == "Linear CKA"
     assert duration(254) == "4 min 14 s"
