@@ -165,7 +165,7 @@ class IntrinsicDimension(Result):
         if np.isnan(d.value):
             return "All neighbours are equally far, as on a grid: ratios of distances say nothing about dimension."
         text = f"The cloud has {d.value:.1f} dimensions [{d.low:.1f}, {d.high:.1f}] at the smallest scale"
-        if np.isfinite(self.corrected.value) and self.corrected.value > 1.15 * d.value:
+        if self.corrected.value > max(1.0, 1.15 * d.value):
             text += f" ({self.corrected.value:.0f} corrected for the number of samples)"
         if len(scales) > 1:
             text += f", {scales[-1]:.1f} at the {self.neighbour[-1]}th neighbour"

@@ -170,10 +170,11 @@ class PersistentHomology(Result):
         if self.n_surrogates == 0:
             return f"{_count(int(self.betti_1), 'loop')} longer than sampling error; {length}. No null was drawn."
         against = f"a Gaussian cloud of the same covariance {longest.null:.2f}, p = {longest.p_value:.2g}"
+        if self.betti_1 == 0 and longest.value * self.enclosing_radius > self.band:
+            few = "but so few points of a surface show such gaps: more points, or fewer components, may tell"
+            return f"Perhaps a loop: {length} ({against}), {few}."
         if self.betti_1 == 0:
-            beyond = longest.value * self.enclosing_radius > self.band
-            chance = "so few points of a surface show" if beyond else "a Gaussian cloud of the same covariance shows"
-            return f"No loop beyond what {chance}: {length} ({against})."
+            return f"No loop beyond what a Gaussian cloud of the same covariance shows: {length} ({against})."
         stand = "One loop stands out" if self.betti_1 == 1 else f"{self.betti_1} loops stand out"
         return f"{stand}: {length} ({against})."
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mechint_core.result import Estimate
 
-ACRONYMS = frozenset({"cca", "cka", "dfa", "h0", "h1", "h2", "rdm", "rsa", "sae"})
+ACRONYMS = frozenset({"cca", "cka", "dfa", "h0", "h1", "h2", "mle", "nn", "pca", "rdm", "rsa", "sae"})
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
