@@ -195,7 +195,8 @@ class MultifractalSpectrumResult(Result):
         text = f"h falls by {w.value:.3f} {ends}, mean over {self.n_units} units"
         text += f" [{w.low:.3f}, {w.high:.3f}]" if np.isfinite(w.low) else ""
         if np.isfinite(w.p_value):
-            verdict = "calm and bursty stretches scale differently" if w.p_value < 0.05 else "one exponent is enough"
+            differ = "calm and bursty stretches scale differently"
+            verdict = differ if w.p_value < 0.05 else "one exponent may be enough"
             text += f": {verdict} (surrogates give {w.null:.3f}, p = {w.p_value:.2g})"
         if self.n_flat_windows:
             left_out += f" {self.n_flat_windows} flat windows were left out."

@@ -112,6 +112,17 @@ def rips_memory(n_points: int, max_dimension: int) -> int:
     return int(BYTES_PER_PAIR * n_points**2 + BYTES_PER_COLUMN * n_points**3 + BYTES_PER_SIMPLEX * simplices)
 
 
+def memory_within(budget: int, n_points: int, max_dimension: int) -> int:
+    """Return the bytes that a barcode of `n_points` may take; raise if they are beyond `budget`."""
+    n_bytes = rips_memory(n_points, max_dimension)
+    if n_bytes > budget:
+        raise MemoryBudgetError(
+            f"memory_budget must be at least {n_bytes} bytes for {n_points} points in dimension {max_dimension}. "
+            f"Got {budget}. Lower max_points, or raise the budget."
+        )
+    return n_bytes
+
+
 def points_within(budget: int, n_points: int, max_dimension: int) -> int:
     """Return the most of `n_points` points whose barcode stays within `budget` bytes; raise if that is no loop."""
     most = bisect_right(range(n_points + 1), budget, key=partial(rips_memory, max_dimension=max_dimension)) - 1

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Complex, Float, Int
 
-from mechint_core.errors import ConfigurationError, DegenerateInputError, MemoryBudgetError
+from mechint_core.errors import ConfigurationError, DegenerateInputError
 from mechint_core.figure import Barcode, Curve, Histogram, Scatter
 from mechint_core.geometry._circle_valued import CircleMap, Loops
 from mechint_core.geometry._point_cloud import (
@@ -28,7 +28,7 @@ from mechint_core.geometry._point_cloud import (
     random_copy,
 )
 from mechint_core.geometry._roundest_plane import plane_of
-from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, rips_memory
+from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, memory_within
 from mechint_core.kernels.resampling import estimate
 from mechint_core.random import generator
 from mechint_core.result import NAN, Estimate, Result
@@ -91,8 +91,9 @@ class CircularCoordinates(Result):
     technique: ClassVar[str] = "circular_coordinates"
     evidence: ClassVar[str] = (
         "Persistence: interval by halves of the points, null the longest loop of Gaussian clouds of the same "
-        "covariance. Recovery: interval by drawing the label's values again at the frequency found, null by giving "
-        "the values to one another's samples with the frequency searched again (95 %)."
+        "covariance. Recovery: interval by drawing the label's values again at the frequency found (95 %; of 40 "
+        "values with one noisy sample each it covers 66 to 89 %), null by giving the values to one another's samples "
+        "with the frequency searched again."
     )
     figures: ClassVar[tuple[Scatter | Barcode | Curve | Histogram, ...]] = (
         Scatter(points="points", colour="angle", colour_label="angle", title="The cloud, coloured by the angle found"),
@@ -226,7 +227,7 @@ def circular_coordinates(
     components = (cloud.points - centre) @ axes
     scores = _projected(components, config)
     landmarks = maxmin_landmarks(scores, config.max_points)
-    _refuse_beyond_budget(len(landmarks.index), config)
+    memory_within(config.memory_budget, len(landmarks.index), 1)
     loops = Loops.of(scores[landmarks.index], config.coefficient)
     circle = CircleMap.of(loops, config.loop, _scale(loops, landmarks, config), config.coefficient)
     turns = circle.extended(scores[landmarks.index], scores)
@@ -261,15 +262,6 @@ def _projected(
 ) -> Float[np.ndarray, "row coordinate"]:
     rng = generator(config.seed, "geometry", "circular_coordinates", "start")
     return scores @ plane_of(scores, rng, roundest=config.roundest_plane)
-
-
-def _refuse_beyond_budget(n_landmarks: int, config: CircularCoordinatesConfig) -> None:
-    n_bytes = rips_memory(n_landmarks, 1)
-    if n_bytes > config.memory_budget:
-        raise MemoryBudgetError(
-            f"memory_budget must be at least {n_bytes} bytes for {n_landmarks} landmarks. "
-            f"Got {config.memory_budget}. Lower max_points, or raise the budget."
-        )
 
 
 def _scale(loops: Loops, landmarks: Landmarks, config: CircularCoordinatesConfig) -> float:

@@ -17,10 +17,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from mechint_core.errors import ConfigurationError, DegenerateInputError, MemoryBudgetError, ShapeError
+from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.figure import Barcode, Curve
 from mechint_core.geometry._point_cloud import FEWEST_POINTS, Cloud
-from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, rips_memory
+from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, memory_within
 from mechint_core.geometry.diagram_distance import diagram_distance
 from mechint_core.geometry.persistence_summaries import PersistenceSummariesConfig, persistence_summaries
 from mechint_core.kernels.resampling import estimate
@@ -203,11 +203,7 @@ def _clouds(
     least = min(len(each) for each in clouds)
     if least < 2 * FEWEST_POINTS:
         raise DegenerateInputError(f"a cloud must have at least {2 * FEWEST_POINTS} distinct points. Got {least}.")
-    n_bytes = rips_memory(min(max(len(each) for each in clouds), config.max_points), config.dimension)
-    if n_bytes > config.memory_budget:
-        raise MemoryBudgetError(
-            f"memory_budget must be at least {n_bytes} bytes. Got {config.memory_budget}. Lower max_points."
-        )
+    memory_within(config.memory_budget, min(max(len(each) for each in clouds), config.max_points), config.dimension)
     return (_standard(clouds[0]), _standard(clouds[1])) if config.standardise else (clouds[0], clouds[1])
 
 

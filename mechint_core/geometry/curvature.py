@@ -78,8 +78,10 @@ class Curvature(Result):
     technique: ClassVar[str] = "curvature"
     evidence: ClassVar[str] = (
         "Interval: bootstrap of anchors (95 %), whose neighbourhoods may overlap; without the error of fitting a "
-        "quadratic. Null: flat neighbourhoods with the same noise, that is, with what each fit leaves in random order; "
-        "one-sided p for the mean curvature, two-sided for the others."
+        "quadratic (of a sphere's (1 + r^2 / 4 R^2) / R it covers 77 to 94 %) and too low where `noise_floor` is near "
+        "|H| (it covers 3 %). Null: flat neighbourhoods with the same noise, that is, with what each fit leaves in "
+        "random order, so K of a bent sheet has a small p too (90 % of noisy cylinders); one-sided p for the mean "
+        "curvature, two-sided for the others."
     )
     figures: ClassVar[tuple[Histogram, ...]] = (
         Histogram(values="mean_curvature_at", title="Mean curvature at the anchors", x_label="|H|"),

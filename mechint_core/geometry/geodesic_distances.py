@@ -103,9 +103,9 @@ class GeodesicDistances(Result):
 
     technique: ClassVar[str] = "geodesic_distances"
     evidence: ClassVar[str] = (
-        "Interval: bootstrap of landmarks (95 %), for these samples and this graph. Null: Gaussian clouds with exactly "
-        "the same covariance, joined and corrected alike; p: the cloud is more stretched, or its distances fit so few "
-        "coordinates better."
+        "Interval: bootstrap of landmarks (95 %), for these samples, graph and zigzag; that of the residual keeps the "
+        "embedding (with 40 landmarks it covers 71 to 85 %). Null: Gaussian clouds with exactly the same covariance, "
+        "joined and corrected alike; p: the cloud is more stretched, or its distances fit so few coordinates better."
     )
     figures: ClassVar[tuple[Space | Curve, ...]] = (
         Space(points="embedding", colour="from_centre", colour_label="distance from the centre", title="Isomap"),

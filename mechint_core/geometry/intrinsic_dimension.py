@@ -215,7 +215,10 @@ def intrinsic_dimension(
     -----
     The maximum-likelihood forms are used throughout: no line is fitted to a distribution function and no sample is
     discarded. The null keeps the singular values of the centred cloud, which is an exact test of "Gaussian with some
-    covariance". Participation ratio and null of a cloud with fewer samples than units are bounded by the samples.
+    covariance". Participation ratio and null of a cloud with fewer samples than units are bounded by the samples: the
+    interval covers what n samples show, 1 / (1 / PR + 1 / (n - 1)). The intervals of likelihood leave out the bias of
+    borders: for 300 samples of a ball of 3 dimensions that of `two_nn` covers in 88 %, of `mle` in 0 %, of `corrected`
+    in 96 % of clouds.
 
     References
     ----------

@@ -3,11 +3,13 @@
     barcode     of every checkpoint, on the same samples; lengths relative to its enclosing radius
     vine        bars of successive checkpoints that the best 2-Wasserstein matching pairs, chained
     longest     l_c = the longest bar at checkpoint c;  peak = max_c l_c
-    null        the same of Gaussian clouds with each checkpoint's covariance; of the peak: max over checkpoints too
+    null        the same after one random rotation of the samples (not of the units) at all checkpoints: Gaussian
+                clouds with each covariance and between any two, reduced to landmarks alike; of the peak: max too
     onset       first step of the run of checkpoints, up to the peak, whose longest bar is beyond 95 % of their null
 
 Source: [@cohensteiner2006] (vines), [@cohensteiner2007], [@langsrud2005].
-Cost: (1 + n_surrogates + n_resamples) barcodes per checkpoint, and one assignment between neighbours.
+Cost: (1 + n_surrogates + n_resamples) barcodes and n_surrogates rotations per checkpoint, and one assignment between
+neighbours.
 Chunked over: checkpoints.
 """
 
@@ -19,16 +21,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.distance import cdist
 
-from mechint_core.errors import ConfigurationError, DegenerateInputError, MemoryBudgetError, ShapeError
+from mechint_core.errors import ConfigurationError, DegenerateInputError, ShapeError
 from mechint_core.figure import Curve, Matrix
-from mechint_core.geometry._point_cloud import (
-    FEWEST_POINTS,
-    Conditions,
-    maxmin_landmarks,
-    principal_axes,
-    random_copy,
-)
-from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, rips_memory
+from mechint_core.geometry._point_cloud import FEWEST_POINTS, Conditions, maxmin_landmarks, principal_axes
+from mechint_core.geometry._rotated_samples import drawn_samples, rotated_landmarks
+from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, memory_within
 from mechint_core.geometry._vines import Vines
 from mechint_core.geometry.persistence_summaries import PersistenceSummariesConfig, persistence_summaries
 from mechint_core.kernels.resampling import critical_value, estimate
@@ -51,11 +48,12 @@ class PersistenceVineyardConfig:
     n_components: int = 0
     """Project every checkpoint on so many of its leading principal components; 0 keeps the whole space."""
     max_points: int = 100
-    """Use so many samples (or means), the same at every checkpoint: maxmin landmarks of the last one."""
+    """Use so many samples (or means), the same at every checkpoint: maxmin landmarks of the last one (of 500 drawn
+    at random, where there are more)."""
     n_vines: int = 20
     """Vines to return, those of most length over all checkpoints."""
     n_surrogates: int = 19
-    """Gaussian clouds per checkpoint, at least 19; 0 for none."""
+    """Rotations of the samples, at least 19; 0 for none."""
     n_resamples: int = 19
     """Halves of the samples, or resampled means, behind the intervals; 0 for none."""
     memory_budget: int = 2**30
@@ -86,7 +84,8 @@ class PersistenceVineyard(Result):
     technique: ClassVar[str] = "persistence_vineyard"
     evidence: ClassVar[str] = (
         "Intervals: halves of the samples, or resampled condition means, the same at every checkpoint (95 %). Null: "
-        "Gaussian clouds with each checkpoint's covariance; for the peak their maximum over checkpoints."
+        "Gaussian clouds with the covariances of checkpoints and between them, reduced to landmarks alike; for the "
+        "peak their maximum over checkpoints."
     )
     figures: ClassVar[tuple[Curve | Matrix, ...]] = (
         Curve(
@@ -196,8 +195,8 @@ def persistence_vineyard(
     Notes
     -----
     A vine in the sense of the paper follows one class through a continuous change; between checkpoints it is only
-    guessed, by the matching that moves bars least. The null of the peak draws the checkpoints independently, which is
-    conservative, as real ones resemble their neighbours.
+    guessed, by the matching that moves bars least. The null rotates the samples of all checkpoints alike, which is an
+    exact test of "samples are independent and jointly Gaussian over all checkpoints".
 
     References
     ----------
@@ -218,9 +217,12 @@ def persistence_vineyard(
     """
     _check(activations, step, label)
     n_points = len(activations[-1][:]) if label is None else len(np.unique(label))
-    _refuse_beyond_budget(min(n_points, config.max_points), config)
-    used = maxmin_landmarks(_points(activations[-1], label), config.max_points).index
-    follow = _Checkpoint(activations, label, used, config)
+    memory_within(config.memory_budget, min(n_points, config.max_points), config.dimension)
+    drawn = drawn_samples(n_points, config.seed, least=config.max_points)
+    points = _points(activations[-1], label)[drawn]
+    last = points @ principal_axes(points, config.n_components)[1]
+    used = maxmin_landmarks(last, config.max_points).index
+    follow = _Checkpoint(activations, label, drawn, used, last, config)
     seen = map_parallel(follow, range(len(activations)))
     vines = Vines.of([each.bars for each in seen])
     shown = vines.strongest(config.n_vines)
@@ -277,15 +279,6 @@ def _check(
         raise DegenerateInputError(f"step must increase. Got {step.tolist()}. Sort the checkpoints.")
 
 
-def _refuse_beyond_budget(n_points: int, config: PersistenceVineyardConfig) -> None:
-    n_bytes = rips_memory(n_points, config.dimension)
-    if n_bytes > config.memory_budget:
-        raise MemoryBudgetError(
-            f"memory_budget must be at least {n_bytes} bytes for {n_points} points in dimension {config.dimension}. "
-            f"Got {config.memory_budget}. Lower max_points, or raise the budget."
-        )
-
-
 def _points(activations: Rows, label: Int[np.ndarray, "sample"] | None) -> Float[np.ndarray, "row unit"]:
     """Return the samples of a checkpoint, or the means of the label's values."""
     samples = np.asarray(activations[:], dtype=np.float64)
@@ -319,25 +312,33 @@ class _Checkpoint:
 
     activations: Sequence[Rows]
     label: Int[np.ndarray, "sample"] | None
-    used: Int[np.ndarray, "row"]
+    drawn: Int[np.ndarray, "row"]
+    """Points that landmarks are chosen from."""
+    used: Int[np.ndarray, "landmark"]
+    """The landmarks among them."""
+    last: Float[np.ndarray, "row coordinate"]
+    """The last checkpoint, whose landmarks they are."""
     config: PersistenceVineyardConfig
 
     def __call__(self, checkpoint: int) -> _Seen:
         points = _points(self.activations[checkpoint], self.label)
-        cloud = points[self.used]
-        centre, axes = principal_axes(cloud, self.config.n_components)
-        scores = (cloud - centre) @ axes
-        barcode = self._barcode(scores)
-        rng = generator(self.config.seed, "geometry", "persistence_vineyard", "cloud", checkpoint)
-        copies = (random_copy(scores, rng) for _ in range(self.config.n_surrogates))
+        centre, axes = principal_axes(points[self.drawn], self.config.n_components)
+        scores = (points[self.drawn] - centre) @ axes
+        barcode = self._barcode(scores[self.used])
         return _Seen(
             bars=barcode.bars[barcode.dimension == self.config.dimension] / barcode.radius,
             longest=barcode.longest(self.config.dimension),
             radius=barcode.radius,
-            cover_radius=float(cdist(points, cloud).min(axis=1).max()),
-            null=np.array([self._barcode(copy).longest(self.config.dimension) for copy in copies]),
-            resampled=self._resampled(checkpoint, scores, centre, axes),
+            cover_radius=float(cdist(points, points[self.drawn[self.used]]).min(axis=1).max()),
+            null=self._null(scores),
+            resampled=self._resampled(checkpoint, scores[self.used], centre, axes),
         )
+
+    def _null(self, scores: Float[np.ndarray, "row coordinate"]) -> Float[np.ndarray, "draw"]:
+        """Return the longest bars of rotated samples: the same rotations, and their landmarks, at every checkpoint."""
+        n_draws, seed = self.config.n_surrogates, self.config.seed
+        clouds = rotated_landmarks(scores, self.last, n_landmarks=len(self.used), n_draws=n_draws, seed=seed)
+        return np.array([self._barcode(each).longest(self.config.dimension) for each in clouds])
 
     def _barcode(self, cloud: Float[np.ndarray, "row coordinate"]) -> RipsBarcode:
         return RipsBarcode.of(
@@ -362,15 +363,13 @@ class _Checkpoint:
         conditions = Conditions.of((samples - centre) @ axes, self.label)
         if conditions.size.min() < 2:
             return np.empty(0)
-        means = (conditions.resampled(rng).means()[self.used] for _ in range(n_draws))
+        means = (conditions.resampled(rng).means()[self.drawn[self.used]] for _ in range(n_draws))
         return np.array([self._barcode(each).longest(dimension) for each in means])
 
 
 def _band(null: Float[np.ndarray, "draw checkpoint"]) -> Float[np.ndarray, "checkpoint"]:
     """Return the length that only 5 % of the null reach at each checkpoint."""
-    if not len(null):
-        return np.full(null.shape[1], NAN)
-    return critical_value(null)
+    return critical_value(null) if len(null) else np.full(null.shape[1], NAN)
 
 
 def _bounded(tested: Estimate, reach: float) -> Estimate:

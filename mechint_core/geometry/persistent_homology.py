@@ -24,7 +24,7 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from mechint_core.errors import ConfigurationError, MemoryBudgetError
+from mechint_core.errors import ConfigurationError
 from mechint_core.figure import Barcode, Scatter
 from mechint_core.geometry._point_cloud import (
     FEWEST_POINTS,
@@ -35,7 +35,7 @@ from mechint_core.geometry._point_cloud import (
 )
 from mechint_core.geometry._roundest_plane import plane_of
 from mechint_core.geometry._sampling_noise import noise_ratios
-from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, points_within, rips_memory
+from mechint_core.geometry._vietoris_rips import PRIMES, RipsBarcode, memory_within, points_within, rips_memory
 from mechint_core.kernels.resampling import critical_value, estimate
 from mechint_core.parallel import map_parallel
 from mechint_core.random import generator
@@ -249,8 +249,8 @@ def persistent_homology(
     array([[1.   , 1.732]])
     """
     cloud = Cloud.of(points, label)
-    n_bytes = _refuse_beyond_budget(len(cloud.points), config)
     config = replace(config, max_points=config.points_for(len(cloud.points)))
+    n_bytes = memory_within(config.memory_budget, config.max_points, config.max_dimension)
     centre, axes = principal_axes(cloud.points, config.n_components)
     scores = (cloud.points - centre) @ axes
     plane = _plane(scores, config)
@@ -316,17 +316,6 @@ def persistent_homology_many(
         As `persistent_homology`, for the first cloud that is at fault.
     """
     return map_parallel(partial(persistent_homology, config=config), clouds)
-
-
-def _refuse_beyond_budget(n_samples: int, config: PersistentHomologyConfig) -> int:
-    """Return the estimate of memory, in bytes."""
-    n_bytes = config.memory_estimate(n_samples)
-    if n_bytes > config.memory_budget:
-        raise MemoryBudgetError(
-            f"memory_budget must be at least {n_bytes} bytes for {min(n_samples, config.max_points)} points in "
-            f"dimension {config.max_dimension}. Got {config.memory_budget}. Lower max_points, or raise the budget."
-        )
-    return n_bytes
 
 
 def _plane(

@@ -3,7 +3,7 @@
 Join two points when their distance is at most r, for growing r. A class is born at r = b and filled in at r = d.
 
     longest H1     l = max (min(d, R) - b) / R       R = min_i max_j d_ij, or the largest distance if some are missing
-    null           l of the same distances given to pairs at random [@giusti2015]
+    null           l of the same distances given to pairs at random, reduced to landmarks alike [@giusti2015]
     interval       l -+ q95 |l* - l|                 l* of half of the points
     Betti          bars longer than 95 % of the null have anywhere in that dimension, and of a ratio d / b that holes of
                    sampling alone do not reach [@bobrowski2023]
@@ -83,7 +83,8 @@ class PersistentHomologyOfDistances(Result):
     technique: ClassVar[str] = "persistent_homology_of_distances"
     evidence: ClassVar[str] = (
         "Interval: how far the longest loop moves when half of the points are left out (95 %). Null: the same "
-        "distances given to pairs at random, which keeps their distribution and destroys all geometry."
+        "distances given to pairs at random, which keeps their distribution and destroys all geometry, reduced to "
+        "landmarks alike."
     )
     figures: ClassVar[tuple[Barcode | Histogram, ...]] = (
         Barcode(bars="bars", dimension="dimension", band="band", title="Barcode"),
@@ -135,10 +136,11 @@ class PersistentHomologyOfDistances(Result):
         if self.n_surrogates == 0:
             return f"{self.betti_1} loops; {length}. No null was drawn.{missing}"
         against = f"the same distances at random {longest.null:.2f}, p = {longest.p_value:.2g}"
+        if self.betti_1 == 0 and longest.value * self.cut > self.band:
+            few = "but so few points of a surface show such gaps: more points may tell"
+            return f"Perhaps a loop: {length} ({against}), {few}.{missing}"
         if self.betti_1 == 0:
-            beyond = longest.value * self.cut > self.band
-            chance = "so few points of a surface show" if beyond else "a random arrangement of the distances shows"
-            return f"No loop beyond what {chance}: {length} ({against}).{missing}"
+            return f"No loop beyond what a random arrangement of the distances shows: {length} ({against}).{missing}"
         stand = "One loop stands out" if self.betti_1 == 1 else f"{self.betti_1} loops stand out"
         return f"{stand}: {length} ({against}).{missing}"
 
@@ -237,7 +239,8 @@ def persistent_homology_of_distances(
     pairs = whole.among(landmarks.index)
     observed = _Bars.of(pairs, config)
     rng = generator(config.seed, "persistent_homology_of_distances", "surrogate")
-    null = [_Bars.of(pairs.shuffled(rng), config) for _ in range(config.surrogates_for(pairs.n_points))]
+    shuffled = (whole.shuffled(rng) for _ in range(config.surrogates_for(pairs.n_points)))
+    null = [_Bars.of(each.among(each.landmarks(pairs.n_points).index), config) for each in shuffled]
     bands = _bands(observed, null, config)
     sizes = whole.n_points, pairs.n_points
     ratios = noise_ratios(*sizes, config.max_dimension, config.coefficient, n_draws=len(null), level=LEVEL)

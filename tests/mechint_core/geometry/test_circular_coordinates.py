@@ -2,6 +2,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from scipy import stats
 
 from mechint_core.errors import ConfigurationError, DegenerateInputError, MemoryBudgetError, ShapeError
 from mechint_core.geometry import CircularCoordinatesConfig, circular_coordinates
@@ -189,6 +190,34 @@ def test_circular_coordinates__same_seed_gives_the_same_numbers():
     assert np.array_equal(first.angle, second.angle)
 
 
+# Calibration
+@pytest.mark.calibration
+@pytest.mark.parametrize("options", [{}, {"n_components": 4, "roundest_plane": True}], ids=["space", "plane"])
+def test_circular_coordinates__persistence_of_gaussian_clouds_is_uniform(options):
+    """The KS distance of 200 uniform draws passes 0.137 once in 1000."""
+    p = []
+    for seed in range(200):
+        cloud = generator(seed, "gaussian").standard_normal((40, 6)) * np.exp(-np.arange(6) / 3)
+        config = CircularCoordinatesConfig(n_surrogates=19, n_resamples=0, seed=seed, **options)
+        p.append(circular_coordinates(cloud, config=config).persistence.p_value)
+
+    assert stats.kstest(p - generator(0, "spread").uniform(0, 1 / 20, 200), "uniform").statistic < 0.137
+
+
+@pytest.mark.calibration
+@pytest.mark.parametrize("weight", [[1] * 10, [4, 4, 4] + [1] * 7, [8] + [1] * 9], ids=["even", "arc", "one"])
+def test_circular_coordinates__recovery_of_a_label_that_knows_nothing_of_the_circle_is_uniform(weight):
+    """Values of any frequency; the KS distance of 400 uniform draws passes 0.097 once in 1000."""
+    p, share = [], np.array(weight) / np.sum(weight)
+    for seed in range(400):
+        cloud = manifolds.circle(60, noise=0.1, seed=seed).points
+        label = generator(seed, "label").choice(10, 60, p=share)
+        config = angle_only(average=False, period=10, n_permutations=99, n_bootstrap=0, seed=seed)
+        p.append(circular_coordinates(cloud, label, config=config).recovery.p_value)
+
+    assert stats.kstest(p - generator(0, "spread").uniform(0, 1 / 100, 400), "uniform").statistic < 0.097
+
+
 # Bad input
 def test_circular_coordinates__points_no_landmark_reaches_have_no_angle():
     """30 landmarks of a cloud so noisy that they cover it only at scales where its loop is filled."""
@@ -231,7 +260,7 @@ def test_circular_coordinates__raises_on_points_that_are_none():
 
 
 def test_circular_coordinates__raises_beyond_the_memory_budget():
-    with pytest.raises(MemoryBudgetError, match=r"for 200 landmarks\. Got 1000000"):
+    with pytest.raises(MemoryBudgetError, match=r"for 200 points in dimension 1\. Got 1000000"):
         circular_coordinates(manifolds.circle(300).points, config=angle_only(memory_budget=10**6))
 
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from ripser import ripser
+from scipy import stats
 from scipy.sparse import coo_array, csr_matrix
 from scipy.spatial.distance import pdist, squareform
 
@@ -190,6 +191,20 @@ def test_persistent_homology_of_distances__memory_estimate_of_all_pairs_is_that_
     pairs = Pairs.of(pdist(manifolds.sphere(60).points))
     for k in (1, 2):
         assert pairs.memory(k) == pytest.approx(PersistentHomologyConfig(max_dimension=k).memory_estimate(60), rel=0.1)
+
+
+# Calibration
+@pytest.mark.calibration
+@pytest.mark.parametrize("n_points", [15, 60])
+def test_persistent_homology_of_distances__p_values_are_uniform_on_random_distances(n_points):
+    """All 15 points, or 15 landmarks; the KS distance of 400 uniform draws passes 0.097 once in 1000."""
+    p = []
+    for seed in range(400):
+        distances = generator(seed, "random").exponential(size=n_points * (n_points - 1) // 2)
+        config = PersistentHomologyOfDistancesConfig(n_surrogates=19, n_resamples=0, max_points=15, seed=seed)
+        p.append(persistent_homology_of_distances(distances, config=config).longest_h1.p_value)
+
+    assert stats.kstest(p - generator(0, "spread").uniform(0, 1 / 20, 400), "uniform").statistic < 0.097
 
 
 # Bad input
