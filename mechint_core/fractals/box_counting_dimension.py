@@ -81,7 +81,9 @@ class BoxCountingDimensionResult(Result):
     technique: ClassVar[str] = "box_counting_dimension"
     evidence: ClassVar[str] = (
         "Interval: spread over half-samples, which is that of the estimate, and the standard error of the line "
-        "(Student's t, 95 %). Null: Gaussian clouds of the same size and covariance, p for a smaller value."
+        "(Student's t, 95 %), without the bias of a finite sample: of 3000 points of Sierpinski's triangle it covers "
+        "34 % (boxes), 84 % (information), 76 % (correlation). Null: Gaussian clouds of the same size and covariance, "
+        "p for a smaller value."
     )
     figures: ClassVar[tuple[Curve, ...]] = (
         Curve(

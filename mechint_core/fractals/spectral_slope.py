@@ -99,7 +99,8 @@ class SpectralSlopeResult(Result):
     technique: ClassVar[str] = "spectral_slope"
     evidence: ClassVar[str] = (
         "Interval: bootstrap that turns the signs of residuals in runs of frequencies, the same runs for every unit "
-        "(Student's t, 95 %). Null: the mean over up to 32 units with the axis in random order, two-sided p."
+        "(Student's t, 95 %; of fractional noise below frequency 0.05 it covers 89 to 92 %). Null: the mean over up to "
+        "32 units with the axis in random order, two-sided p."
     )
     figures: ClassVar[tuple[Histogram | Curve, ...]] = (
         Histogram(values="exponent", title="Spectral exponent of the units", x_label="beta"),
