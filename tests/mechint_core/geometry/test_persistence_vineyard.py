@@ -175,8 +175,7 @@ def test_persistence_vineyard__null_rotates_500_samples_at_most():
 
 # Calibration
 @pytest.mark.calibration
-@pytest.mark.parametrize("resemblance", [0.0, 0.9])
-@pytest.mark.parametrize("n_samples", [25, 100])
+@pytest.mark.parametrize(("n_samples", "resemblance"), [(25, 0.0), (100, 0.9)])
 def test_persistence_vineyard__p_values_are_uniform_on_gaussian_trajectories(n_samples, resemblance):
     """All 25 samples, or 25 landmarks; the KS distance of 150 uniform draws passes 0.159 once in 1000."""
     found, own = [], np.sqrt(1 - resemblance**2)
