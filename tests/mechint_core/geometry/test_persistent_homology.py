@@ -280,6 +280,25 @@ def reduced_boundary_matrix(cloud, max_dimension, p):
     return [np.array(each).reshape(-1, 2) for each in bars]
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("coefficient", [2, 3, 11])
+@pytest.mark.parametrize("cloud", [manifolds.torus(60), manifolds.sphere(50), manifolds.figure_eight(80, noise=0.05)])
+def test_persistent_homology__agrees_with_gudhi(cloud, coefficient):
+    """Another engine: a simplex tree and persistent cohomology, without ripser's cut at the enclosing radius."""
+    gudhi = pytest.importorskip("gudhi")
+    tree = gudhi.RipsComplex(points=cloud.points).create_simplex_tree(max_dimension=3)
+    tree.persistence(homology_coeff_field=coefficient)
+
+    ours = persistent_homology(cloud.points, config=barcode_only(max_dimension=2, coefficient=coefficient))
+
+    for dimension in range(3):
+        theirs = tree.persistence_intervals_in_dimension(dimension).reshape(-1, 2)
+        assert len(bars_of(ours, dimension)) == len(theirs)
+        np.testing.assert_allclose(
+            np.sort(bars_of(ours, dimension), axis=0), np.sort(theirs, axis=0), rtol=1e-12, atol=1e-12
+        )
+
+
 # Law
 seeds = st.integers(0, 2**32)
 
