@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import gdtrix, polygamma, psi
 
+from mechint_core.fractals._power_law import UNITS_AT_ONCE
 from mechint_core.fractals._whittle import centred
 
 FLOOR: Final = 1e-26
@@ -88,7 +89,8 @@ def fit_lines(
     height = np.log(power, out=np.full_like(power, np.nan), where=usable)
     kept = np.ones_like(height, dtype=bool)
     if without_peaks:
-        kept = _without_peaks(height, log_frequency, max(1, n_tapers))
+        tiles = (height[:, first : first + UNITS_AT_ONCE] for first in range(0, height.shape[1], UNITS_AT_ONCE))
+        kept = np.concatenate([_without_peaks(tile, log_frequency, max(1, n_tapers)) for tile in tiles], axis=1)
     weight = kept.astype(np.float64)
     slope, level, run = _weighted_line(height, log_frequency, weight)
     residual = np.where(kept, height - level - slope * run, 0)
@@ -126,12 +128,15 @@ def _without_peaks(
         slope, level, run = _weighted_line(height, log_frequency, weight)
     median = np.log(gdtrix(1.0, n_tapers, 0.5) / n_tapers)
     kept = _unless_most_go(~_peaks(height - level - slope * run, n_tapers, median), np.ones_like(height, dtype=bool))
+    moving = np.arange(height.shape[1])  # units whose peaks still change
     for _ in range(ROUNDS):
-        slope, level, run = _weighted_line(height, log_frequency, kept.astype(np.float64))
-        again = _unless_most_go(~_peaks(height - level - slope * run, n_tapers, typical), kept)
-        if (again == kept).all():
+        part, before = height[:, moving], kept[:, moving]
+        slope, level, run = _weighted_line(part, log_frequency, before.astype(np.float64))
+        again = _unless_most_go(~_peaks(part - level - slope * run, n_tapers, typical), before)
+        kept[:, moving] = again
+        moving = moving[(again != before).any(axis=0)]
+        if not moving.size:
             break
-        kept = again
     return kept
 
 
@@ -152,8 +157,10 @@ def _peaks(excess: Float[np.ndarray, "frequency unit"], n_tapers: int, typical: 
         shape = n_tapers * independent
         limit = gdtrix(1.0, shape, 1 - FALSE_PEAK / len(ratio)) / shape
         high = (total[width:] - total[:-width]) / width > limit
-        for shift in range(width):
-            found[shift : shift + len(high)] |= high
+        change = np.zeros((len(ratio) + 1, ratio.shape[1]), dtype=np.int8)  # of how many high runs are open: up to 64
+        change[: len(high)] += high
+        change[width:] -= high
+        found |= np.cumsum(change[:-1], axis=0, dtype=np.int8) > 0
     return found
 
 
@@ -161,8 +168,8 @@ def _weighted_line(
     height: np.ndarray, log_frequency: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return slope, height at the mean, and the distance from the mean, of every unit."""
-    total = weight.sum(axis=0)
-    run = log_frequency[:, None] - log_frequency @ weight / total
-    level = np.sum(weight * height, axis=0) / total
-    slope = np.sum(weight * run * height, axis=0) / np.sum(weight * run**2, axis=0)
-    return cast(np.ndarray, slope), cast(np.ndarray, level), run
+    x, weighted = log_frequency - log_frequency.mean(), weight * height
+    total, sums = weight.sum(axis=0), weighted.sum(axis=0)
+    mean = x @ weight / total
+    slope = (x @ weighted - mean * sums) / (x**2 @ weight - mean**2 * total)
+    return cast(np.ndarray, slope), cast(np.ndarray, sums / total), x[:, None] - mean
