@@ -94,9 +94,17 @@ class Backend:
 
 _BACKEND: ContextVar[Backend] = ContextVar("mechint_backend", default=Backend())  # noqa: B039 - frozen
 _CLIENT: ContextVar[Any] = ContextVar("mechint_dask_client", default=None)
-_KEPT: dict[Backend, Any] = {}
-"""The clusters of `local_processes`: of this process, since every thread of it may use them. None: not started yet."""
-_STARTING = Lock()
+_KEPT: dict[Backend, "_Kept"] = {}
+"""Of this process, since every thread of it may use them."""
+_KEEPING = Lock()
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The cluster of some `local_processes`, None before its first use, and how many of these blocks are open."""
+
+    cluster: Any = None
+    n_blocks: int = 0
 
 
 @contextmanager
@@ -122,16 +130,21 @@ def compute(backend: Backend) -> Generator[None]:
 @contextmanager
 def local_processes(backend: Backend) -> Generator[None]:
     """Keep the local processes that `compute(backend)` starts inside this block, in any thread, until its end."""
-    if not backend.processes or backend in _KEPT:
+    if not backend.processes:
         yield
         return
-    _KEPT[backend] = None
+    with _KEEPING:
+        kept = _KEPT.setdefault(backend, _Kept())
+        kept.n_blocks += 1
     try:
         yield
     finally:
-        cluster = _KEPT.pop(backend)
-        if cluster is not None:
-            cluster.close()
+        with _KEEPING:
+            kept.n_blocks -= 1
+            if kept.n_blocks == 0:
+                del _KEPT[backend]
+                if kept.cluster is not None:
+                    kept.cluster.close()
 
 
 def _where(backend: Backend) -> dict[str, Any]:
@@ -140,14 +153,15 @@ def _where(backend: Backend) -> dict[str, Any]:
         return {"address": backend.address}
     page = "127.0.0.1:0"  # any free port; its own choice is a fixed one
     workers: dict[str, Any] = {"n_workers": backend.processes, "threads_per_worker": 1, "dashboard_address": page}
-    if backend not in _KEPT:
-        return workers
-    from distributed import LocalCluster
+    with _KEEPING:
+        kept = _KEPT.get(backend)
+        if kept is None:
+            return workers
+        if kept.cluster is None:
+            from distributed import LocalCluster
 
-    with _STARTING:
-        if _KEPT[backend] is None:
-            _KEPT[backend] = LocalCluster(**workers)
-    return {"address": _KEPT[backend].scheduler_address}
+            kept.cluster = LocalCluster(**workers)
+        return {"address": kept.cluster.scheduler_address}
 
 
 def map_parallel(function: Callable[[Item], Out], items: Iterable[Item]) -> list[Out]:

@@ -28,7 +28,8 @@ from mechint_core.result import NAN
 
 BLOCK_VALUES: Final = 2**20
 """Values of the raster read at once."""
-
+MOST_EVENTS: Final = 2**53
+"""So many in all are counted exactly, in integers and in floats."""
 STRETCHES: Final = 50
 """Stretches of the recording that are resampled for the silent share."""
 
@@ -56,7 +57,13 @@ class Events:
             return cls(raster, None, 0, 0)
         first = np.asarray(raster[0:1], dtype=np.float64)[0]
         moments = Reduction(partial(_moments, np.where(np.isfinite(first), first, 0)), np.add, np.asarray)
-        total, square, unusable = reduce_rows(moments, raster)
+        with np.errstate(over="ignore"):
+            total, square, unusable = reduce_rows(moments, raster)
+        if not np.isfinite(square).all() or np.any((square == 0) & (total != 0)):
+            raise DegenerateInputError(
+                "raster must lie where squares neither vanish nor overflow. Got values outside of 1e-150 to 1e150: "
+                "rescale it."
+            )
         n_nan = int(np.sum(unusable > 0))
         if n_nan and policy == "raise":
             raise DegenerateInputError(
@@ -88,6 +95,12 @@ class Events:
             raise DegenerateInputError(
                 "raster must hold numbers of events: whole, not negative. Got others in steps "
                 f"{first} to {stop}. Pass a threshold (in standard deviations) to read events off continuous activity."
+            )
+        most = MOST_EVENTS // (self.raster.shape[0] * self.raster.shape[1])
+        if block.dtype.kind != "b" and block.max() > most:
+            raise DegenerateInputError(
+                f"raster must hold at most {most} events per step and unit. Got {block.max()}. Is this activity, not a "
+                "count? Then pass a threshold."
             )
         return block
 

@@ -211,7 +211,7 @@ class CriticalityResult(Result):
         text += f" [{m.low:.3f}, {m.high:.3f}]" if np.isfinite(m.low) else ""
         text += " events in the next bin."
         r = self.naive_branching_ratio
-        if r.low <= 0 or (np.isnan(r.low) and r.p_value > SIGNIFICANT):
+        if m.value == 0 or r.low <= 0 or (np.isnan(r.low) and r.p_value > SIGNIFICANT):
             text = "Activity is not known to carry over to the next bin, so there is no branching ratio."
         elif not self.branching_applies:
             text += " But activity does not fade as branching does: do not trust this number."
@@ -276,8 +276,8 @@ def criticality(
     ShapeError
         If `raster` is not (time, unit), or has fewer than 200 bins, or than twice `max_lag`.
     DegenerateInputError
-        If there are no events, or as many in every bin; numbers that count nothing, without a threshold; NaN or
-        infinity, if the policy is to raise.
+        If there are no events, or as many in every bin; numbers that count nothing or too much, without a threshold;
+        with one, squares that overflow or vanish; NaN or infinity, if the policy is to raise.
 
     Notes
     -----

@@ -122,6 +122,21 @@ def test_local_processes__start_once_for_all_blocks_and_stop():
     assert not {*other, os.getpid()} & set(seen)
 
 
+def test_local_processes__last_until_the_last_block_ends_in_whatever_order():
+    backend = Backend(processes=1)
+    first, second = local_processes(backend), local_processes(backend)
+    first.__enter__()
+    second.__enter__()
+    with compute(backend):
+        seen = map_parallel(process_number, range(1))
+    first.__exit__(None, None, None)
+    with compute(backend):
+        assert map_parallel(process_number, range(1)) == seen
+    second.__exit__(None, None, None)
+    with compute(backend):
+        assert map_parallel(process_number, range(1)) != seen
+
+
 def test_map_parallel__raises_what_the_function_raised():
     with pytest.raises(ValueError, match="no answer for"):
         map_parallel(fails, range(5))

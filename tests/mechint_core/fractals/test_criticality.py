@@ -561,6 +561,27 @@ def test_criticality__silent_share_of_independent_units_is_uniform():
 
 
 # Bad input
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64])
+def test_criticality__raises_on_more_events_than_can_be_counted(dtype):
+    raster = generator(0, "x").poisson(0.1, (300, 2)).astype(dtype) * dtype(2**60)
+
+    with pytest.raises(DegenerateInputError, match="events per step and unit"):
+        criticality(raster)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_criticality__raises_where_squares_vanish_or_overflow(scale):
+    with pytest.raises(DegenerateInputError, match="neither vanish nor overflow"):
+        criticality(scale * generator(0, "x").normal(size=(300, 2)), config=CriticalityConfig(threshold=2.0))
+
+
+def test_criticality__says_nothing_of_a_ratio_where_activity_does_not_carry_over():
+    config = CriticalityConfig(n_bootstrap=0, n_simulations=0, n_surrogates=0)
+    apart = np.tile([1, 0, 0], 200)[:, None]
+
+    assert criticality(apart, config=config).reading().startswith("Activity is not known to carry over")
+
+
 def test_criticality__raises_on_numbers_that_count_nothing():
     with pytest.raises(DegenerateInputError, match=r"whole, not negative. Got others in steps 0 to 300. Pass a thresh"):
         criticality(generator(0, "x").normal(size=(300, 2)))
